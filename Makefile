@@ -1,0 +1,61 @@
+# Everything a developer types. The environment (.venv) and the build are made when missing and
+# reused afterwards; `make` alone lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help env build compile test demo check lint format clean
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+env: $(VENV)/.installed  ## create .venv with pinned tools
+
+# torch comes first and alone: what depends on it must find it there, not choose one.
+$(VENV)/.torch: requirements/torch.txt
+	@echo "== torch (the largest download)"
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --progress-bar on -r requirements/torch.txt
+	@touch $@
+
+$(VENV)/.installed: requirements/dev.txt $(VENV)/.torch
+	@echo "== build, test and check tools"
+	$(PIP) install --progress-bar on -r requirements/dev.txt
+	@touch $@
+
+build: compile $(VENV)/.editable  ## compile what changed, and install in place
+
+# The compile runs by itself, in the open, so that its progress shows; the install that follows
+# finds nothing left to compile.
+compile: $(VENV)/.installed
+	@flock $(VENV)/.lock $(BIN)/python setup.py --quiet build_ext --inplace
+
+$(VENV)/.editable: setup.py pyproject.toml $(VENV)/.installed | compile
+	@flock $(VENV)/.lock $(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+test: build  ## run the whole test suite (PYTEST_ARGS="-k bilinear" for a part of it)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: build  ## train three models on handwritten digits, in plain torch and in matcalc_ext
+	$(BIN)/python examples/digits.py
+
+check: build  ## test every op and derivative on this machine, in half a minute
+	$(BIN)/python -m matcalc_ext check
+
+CPP := $$(git ls-files --cached --others --exclude-standard 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inc')
+
+lint: $(VENV)/.installed  ## check format, style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/mypy
+
+format: $(VENV)/.installed  ## format the sources, and mend what ruff can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CPP)
+
+clean:  ## remove what was built, keep .venv
+	rm -rf build dist *.egg-info .*_cache matcalc_ext/_C*.so $(VENV)/.editable
+	find matcalc_ext tests -name __pycache__ -prune -exec rm -rf {} +

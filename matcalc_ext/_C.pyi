@@ -1,0 +1,13 @@
+from typing import TypedDict
+
+class BuildInfo(TypedDict):
+    version: str
+    compiler: str
+    cxx_standard: int
+    torch_target: str
+    cuda: bool
+
+def build_info() -> BuildInfo: ...
+def cpu_isas() -> list[str]: ...
+def cpu_isa() -> str: ...
+def set_cpu_isa(name: str) -> None: ...
