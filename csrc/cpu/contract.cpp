@@ -1,0 +1,146 @@
+// The contraction's entry: which path a product takes, and how it is shared out between threads.
+//
+//   dot rows   one column of C and rows of A contiguous: matrix times vector, dot products
+//   in place   small real products whose B has contiguous rows: nothing is packed
+//   blocked    everything else: gemm.h
+//
+// No path's sums depend on the number of threads, on how C is divided or on the batch.
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+
+#include "../kernels.h"
+#include "dispatch.h"
+#include "gemm.h"
+#include "integer.h"
+#include "offsets.h"
+#include "parallel.h"
+
+namespace matcalc::cpu {
+namespace {
+
+// Multiply-adds below which the thread pool costs more than it gives (a few microseconds).
+constexpr double kInlineWork = 64 * 1024;
+// Multiply-adds of one item from which its own rows and columns are divided between threads.
+constexpr double kSplitWork = 1024 * 1024;
+
+template <class T>
+const GemmKernels<T>& kernels() {
+  switch (isa()) {
+#if defined(__x86_64__)
+    case Isa::kAvx512: return gemm_kernels_avx512(T{});
+    case Isa::kAvx2: return gemm_kernels_avx2(T{});
+#endif
+    default: return gemm_kernels_scalar(T{});
+  }
+}
+
+// C^T = B^T A^T: A and B, m and n exchanged.
+void transpose(Contraction& op) {
+  std::swap(op.a, op.b);
+  std::swap(op.dtype_a, op.dtype_b);
+  std::swap(op.conj_a, op.conj_b);
+  std::swap(op.m, op.n);
+  for (DimList<ContractionDim>* list : {&op.batch, &op.m, &op.n, &op.k}) {
+    for (int i = 0; i < list->count; ++i) {
+      std::swap(list->items[i].a, list->items[i].b);
+      list->items[i].b2 = list->items[i].b;
+    }
+  }
+}
+
+// Whether the product is better computed transposed: the tile wants contiguous columns of C, and a
+// product with one row or one column wants to run along the matrix's contiguous direction.
+bool wants_transpose(const Contraction& op) {
+  if (op.s != nullptr || op.fold != Fold::kNone) return false;
+  const int64_t m_c = uniform_step(op.m, &ContractionDim::c, kNoStep);
+  const int64_t n_c = uniform_step(op.n, &ContractionDim::c, kNoStep);
+  const int64_t k_a = uniform_step(op.k, &ContractionDim::a, kNoStep);
+  const int64_t k_b = uniform_step(op.k, &ContractionDim::b, kNoStep);
+  if (op.n.count == 0 && op.m.count == 0) return k_a != 1 && k_b == 1;
+  if (op.n.count == 0) return k_a != 1;  // x^T A^T: a row of C from columns of A
+  if (op.m.count == 0) return k_b == 1;  // B^T a: rows of B^T are contiguous
+  return n_c != 1 && m_c == 1;
+}
+
+// The ranges of rows and columns that each of `threads` threads computes: the grid with the least
+// work on the busiest thread, where a row or column also costs its packing.
+struct Grid {
+  int64_t rows, cols;              // parts along m and n
+  int64_t row_part, col_part;      // size of a part, a multiple of the tile
+};
+
+Grid choose_grid(int64_t m, int64_t n, int64_t mr, int64_t nr, int64_t threads) {
+  constexpr double kPackCost = 16;  // of one element, in multiply-adds
+  const int64_t m_tiles = (m + mr - 1) / mr, n_tiles = (n + nr - 1) / nr;
+  Grid best{1, 1, m_tiles * mr, n_tiles * nr};
+  double best_cost = -1;
+  for (int64_t rows = 1; rows <= threads; ++rows) {
+    const int64_t cols = threads / rows;
+    const int64_t row_part = (m_tiles + rows - 1) / rows * mr;
+    const int64_t col_part = (n_tiles + cols - 1) / cols * nr;
+    const double cost = static_cast<double>(row_part) * static_cast<double>(col_part) +
+                        kPackCost * static_cast<double>(row_part + col_part);
+    if (best_cost < 0 || cost < best_cost) {
+      best_cost = cost;
+      best = {(m + row_part - 1) / row_part, (n + col_part - 1) / col_part, row_part, col_part};
+    }
+  }
+  return best;
+}
+
+template <class T>
+void contract_typed(const Contraction& op, bool bias_on_rows) {
+  const Product<T> product(op, kernels<T>(), bias_on_rows);
+  const int64_t items = op.batch.numel(), m = product.rows(), n = product.cols();
+  const double work =
+      static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(product.depth());
+  const int threads = work * static_cast<double>(items) < kInlineWork ? 1 : num_threads();
+  if (threads == 1) {
+    for (int64_t i = 0; i < items; ++i) product.compute(i, 0, m, 0, n);
+    return;
+  }
+  if (work < kSplitWork || items >= 4 * threads) {
+    const int64_t grain =
+        std::max<int64_t>(1, static_cast<int64_t>(kInlineWork / 4 / std::max(work, 1.0)));
+    parallel_for(0, items, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) product.compute(i, 0, m, 0, n);
+    });
+    return;
+  }
+  const Grid grid = choose_grid(m, n, product.tile_rows(), product.tile_cols(), threads);
+  const int64_t parts = grid.rows * grid.cols;
+  parallel_for(0, items * parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t part = task % parts;
+      const int64_t m0 = part / grid.cols * grid.row_part;
+      const int64_t n0 = part % grid.cols * grid.col_part;
+      product.compute(task / parts, m0, std::min(m, m0 + grid.row_part), n0,
+                      std::min(n, n0 + grid.col_part));
+    }
+  });
+}
+
+void contract_floating(const Contraction& op, bool bias_on_rows) {
+  if (op.dtype == Dtype::kFloat64 || op.dtype == Dtype::kComplex128) {
+    contract_typed<double>(op, bias_on_rows);
+  } else {
+    contract_typed<float>(op, bias_on_rows);
+  }
+}
+
+}  // namespace
+
+void contract(const Contraction& op) {
+  if (is_integer(op.dtype)) {
+    contract_integer(op);
+  } else if (wants_transpose(op)) {
+    Contraction transposed = op;
+    transpose(transposed);
+    contract_floating(transposed, true);
+  } else {
+    contract_floating(op, false);
+  }
+}
+
+}  // namespace matcalc::cpu

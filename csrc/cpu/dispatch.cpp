@@ -1,0 +1,91 @@
+#include "dispatch.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace matcalc::cpu {
+namespace {
+
+constexpr const char* kVariable = "MATCALC_CPU_ISA";
+constexpr const char* kNames[kIsaCount] = {"scalar", "avx2", "avx512"};
+constexpr int kUndecided = -1;
+
+std::atomic<int> current{kUndecided};
+
+std::string supported_names() {
+  std::string names;
+  for (int i = 0; i < kIsaCount; ++i) {
+    if (!isa_supported(static_cast<Isa>(i))) continue;
+    if (!names.empty()) names += ", ";
+    names += kNames[i];
+  }
+  return names;
+}
+
+// `source` says who asked, for the error.
+Isa parse(const std::string& source, const char* name) {
+  for (int i = 0; i < kIsaCount; ++i) {
+    if (std::strcmp(name, kNames[i]) != 0) continue;
+    if (isa_supported(static_cast<Isa>(i))) return static_cast<Isa>(i);
+    throw std::runtime_error(source + " names \"" + name +
+                             "\", which this CPU does not have; it has " + supported_names());
+  }
+  throw std::runtime_error(source + " names \"" + name + "\", expected one of scalar, avx2, avx512" +
+                           "; this CPU has " + supported_names());
+}
+
+Isa default_isa() {
+  const char* name = std::getenv(kVariable);
+  if (name != nullptr && *name != '\0') {
+    return parse(std::string("environment variable ") + kVariable, name);
+  }
+  int best = kIsaCount - 1;
+  while (!isa_supported(static_cast<Isa>(best))) --best;  // scalar always is
+  return static_cast<Isa>(best);
+}
+
+}  // namespace
+
+const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
+
+bool isa_supported(Isa isa) {
+#if defined(__x86_64__)
+  // Each list is what the files of that instruction set are compiled with. The compiler's check
+  // covers the operating system's part too: whether it saves the wide registers.
+  switch (isa) {
+    case Isa::kScalar:
+      return true;
+    case Isa::kAvx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+             __builtin_cpu_supports("f16c");
+    case Isa::kAvx512:
+      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+             isa_supported(Isa::kAvx2);
+  }
+  return false;
+#else
+  return isa == Isa::kScalar;
+#endif
+}
+
+Isa isa() {
+  int chosen = current.load(std::memory_order_relaxed);
+  if (chosen == kUndecided) {
+    chosen = static_cast<int>(default_isa());
+    // A choice that set_isa() made meanwhile stands.
+    int expected = kUndecided;
+    if (!current.compare_exchange_strong(expected, chosen)) chosen = expected;
+  }
+  return static_cast<Isa>(chosen);
+}
+
+void set_isa(const char* name) {
+  const Isa chosen = *name == '\0' ? default_isa() : parse("set_cpu_isa", name);
+  current.store(static_cast<int>(chosen));
+}
+
+}  // namespace matcalc::cpu

@@ -1,0 +1,17 @@
+// Which instruction set the CPU kernels run on: the best one the host has, unless the environment
+// variable MATCALC_CPU_ISA or set_isa() names another. Read once per call of an op.
+#pragma once
+
+namespace matcalc::cpu {
+
+// From slowest to fastest. kScalar is portable C++ in 16-byte vectors that the compiler lowers to
+// whatever the target's baseline has (SSE2, NEON or plain scalar code).
+enum class Isa : int { kScalar, kAvx2, kAvx512 };
+constexpr int kIsaCount = 3;
+
+const char* isa_name(Isa isa);       // "scalar", "avx2", "avx512"
+bool isa_supported(Isa isa);         // by this binary and this host
+Isa isa();                           // the one in use; throws if MATCALC_CPU_ISA cannot be met
+void set_isa(const char* name);      // "" returns to the default; throws on an unknown or unsupported name
+
+}  // namespace matcalc::cpu

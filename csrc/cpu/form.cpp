@@ -1,0 +1,426 @@
+// Per-item bilinear and quadratic forms: each batch item has a matrix of its own, read once.
+//
+// The matrix is walked along whichever of its dimensions is contiguous; by columns, y and x change
+// places. A large one is cut into blocks, whose partial sums are added in ascending order. The
+// blocks depend on the shape and strides of A alone, so neither the number of threads nor the batch
+// changes a bit of the result. Threads take whole items where there are enough, else blocks.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "../kernels.h"
+#include "dispatch.h"
+#include "isa/form_kernels.h"
+#include "parallel.h"
+#include "scratch.h"
+
+namespace matcalc::cpu {
+namespace {
+
+// Below this many elements of A (128 KiB of floats: some microseconds) waking a thread costs more
+// than it saves.
+constexpr int64_t kGrain = 32768;
+// A block: enough work for a thread, few enough that adding their partial sums costs little, no
+// wider than the part of x and q that stays in L2 while its rows stream through.
+constexpr int64_t kBlockElements = 65536;
+constexpr int64_t kBlockCols = 8192;
+constexpr int64_t kMaxRowBlocks = 32;
+// A with no contiguous dimension is copied piece by piece: at most 32 KiB, so that it stays in L1.
+constexpr int64_t kPieceRows = 16;
+constexpr int64_t kPieceCols = 128;
+constexpr int64_t kPackBytes = kPieceRows * kPieceCols * 16;
+static_assert(kFormTile * kFormTile <= kPieceRows * kPieceCols);
+// Partial sums of A^T y are a vector for each row block: at most so many numbers in all. Where that
+// leaves fewer row blocks, the columns are so many that their blocks are enough.
+constexpr int64_t kMaxParts = 1 << 20;
+
+const FormKernelSet& kernels(Dtype dtype) {
+  const auto index = static_cast<int>(dtype);
+#if defined(__x86_64__)
+  switch (isa()) {
+    case Isa::kAvx512:
+      return form_kernels_avx512().of[index];
+    case Isa::kAvx2:
+      return form_kernels_avx2().of[index];
+    case Isa::kScalar:
+      break;
+  }
+#endif
+  return form_kernels_scalar().of[index];
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The operands of one item.
+struct Item {
+  const char *y, *a, *x, *g;
+  char *alpha, *dy, *dx;
+};
+
+// Offsets of the items of a batch in order, in elements.
+class Batch {
+ public:
+  Batch(const Form& op, int64_t bytes, int64_t first) : op_(op), bytes_(bytes) {
+    at_ = {static_cast<const char*>(op.y), static_cast<const char*>(op.a),
+           static_cast<const char*>(op.x), static_cast<const char*>(op.g),
+           static_cast<char*>(op.alpha),   static_cast<char*>(op.dy),
+           static_cast<char*>(op.dx)};
+    for (int d = op.batch.count - 1; d >= 0; --d) {
+      index_[d] = first % op.batch[d].size;
+      first /= op.batch[d].size;
+      move(op.batch[d], index_[d]);
+    }
+  }
+  const Item& item() const { return at_; }
+  void next() {
+    for (int d = op_.batch.count - 1; d >= 0; --d) {
+      const FormDim& dim = op_.batch[d];
+      if (++index_[d] < dim.size) {
+        move(dim, 1);
+        return;
+      }
+      move(dim, 1 - dim.size);
+      index_[d] = 0;
+    }
+  }
+
+ private:
+  // Operands that are absent stay nullptr: their strides are not looked at.
+  template <class Pointer>
+  void step(Pointer& p, int64_t elements) {
+    if (p != nullptr) p += elements * bytes_;
+  }
+  void move(const FormDim& dim, int64_t count) {
+    step(at_.y, dim.y * count);
+    step(at_.a, dim.a * count);
+    step(at_.x, dim.x * count);
+    step(at_.g, dim.g * count);
+    step(at_.alpha, dim.alpha * count);
+    step(at_.dy, dim.dy * count);
+    step(at_.dx, dim.dx * count);
+  }
+
+  const Form& op_;
+  int64_t bytes_;
+  Item at_;
+  int64_t index_[kMaxDims];
+};
+
+class Evaluation {
+ public:
+  explicit Evaluation(const Form& op);
+  void run() const;
+
+ private:
+  struct Vectors {  // what the blocks of an item read and write, all contiguous
+    const char *y, *x;
+    char* parts;
+  };
+  struct Range {
+    int64_t first, last;
+  };
+
+  int64_t block_count() const { return row_blocks_ * col_blocks_; }
+  Range rows_of(int64_t block) const;
+  Range cols_of(int64_t block) const;
+
+  void item(Item at, char* scratch, bool in_parallel) const;
+  void block(const Item& at, const Vectors& v, int64_t index) const;
+  void triangle(const Item& at, const Vectors& v, int64_t index) const;
+  const char* pack_triangle(const char* tile, int64_t n, char* to) const;
+  void finish(const Item& at, const Vectors& v) const;
+
+  const char* contiguous(const char* from, int64_t stride, int64_t n, char*& scratch) const;
+  template <class F>
+  void pieces(const char* a, int64_t rows, int64_t cols, const F& f) const;
+  void value(const char* a, int64_t rows, int64_t cols, const char* y, const char* x,
+             char* sum) const;
+  void products(const char* a, int64_t rows, int64_t cols, const char* y, const char* x, char* p,
+                char* q) const;
+
+  char* p_part(const Vectors& v, int64_t col_block) const {
+    return v.parts + col_block * rows_ * k_.acc_bytes;
+  }
+  char* q_part(const Vectors& v, int64_t row_block) const {
+    return v.parts + (p_parts_ * rows_ + row_block * cols_) * k_.acc_bytes;
+  }
+
+  const Form& op_;
+  const FormKernelSet& k_;
+  bool by_columns_;      // the walk goes along the columns of A: every name below is of A^T
+  int64_t rows_, cols_;  // of A as it is walked
+  int64_t row_, col_;    // its strides
+  int64_t y_stride_, x_stride_, dy_stride_, dx_stride_;
+  bool packed_;           // col_ is not 1
+  bool want_p_, want_q_;  // A x and A^T y
+  int64_t row_blocks_, col_blocks_;
+  int64_t p_parts_;        // partial sums of p: one for each block of columns
+  int64_t parts_;          // Acc elements in all partial sums
+  int64_t scratch_bytes_;  // of one item: gathered y, gathered x, partial sums
+};
+
+Evaluation::Evaluation(const Form& op) : op_(op), k_(kernels(op.dtype)) {
+  // Along the contiguous dimension; where both or neither is, along the longer or the denser one.
+  const bool col_unit = op.a_col == 1 || op.cols == 1;
+  const bool row_unit = op.a_row == 1 || op.rows == 1;
+  by_columns_ =
+      col_unit == row_unit ? (col_unit ? op.rows > op.cols : op.a_row < op.a_col) : row_unit;
+  rows_ = by_columns_ ? op.cols : op.rows;
+  cols_ = by_columns_ ? op.rows : op.cols;
+  row_ = by_columns_ ? op.a_col : op.a_row;
+  col_ = by_columns_ ? op.a_row : op.a_col;
+  y_stride_ = by_columns_ ? op.x_stride : op.y_stride;
+  x_stride_ = by_columns_ ? op.y_stride : op.x_stride;
+  dy_stride_ = by_columns_ ? op.dx_stride : op.dy_stride;
+  dx_stride_ = by_columns_ ? op.dy_stride : op.dx_stride;
+  packed_ = col_ != 1 && cols_ != 1;
+
+  const bool gradients = op.alpha == nullptr;
+  const bool want_y = op.quadratic || op.dy != nullptr;
+  const bool want_x = op.dx != nullptr;
+  want_p_ = gradients && (by_columns_ ? want_x : want_y);
+  want_q_ = gradients && (by_columns_ ? want_y : want_x);
+
+  if (op.symmetric) {
+    col_blocks_ = 1;
+    row_blocks_ = ceil_div(rows_ * cols_ / 2, kBlockElements);
+  } else {
+    col_blocks_ = std::max<int64_t>(1, ceil_div(cols_, kBlockCols));
+    row_blocks_ = ceil_div(rows_ * ceil_div(cols_, col_blocks_), kBlockElements);
+  }
+  const int64_t most = std::min(kMaxRowBlocks, kMaxParts / std::max<int64_t>(1, cols_));
+  row_blocks_ = std::clamp<int64_t>(row_blocks_, 1, std::max<int64_t>(1, most));
+
+  // A value is two numbers for each block (of a symmetric matrix the part to be doubled is apart).
+  // The products of a symmetric matrix go to one vector, kept as q.
+  p_parts_ = want_p_ && !op.symmetric ? col_blocks_ : 0;
+  const int64_t q_parts = want_q_ || (gradients && op.symmetric) ? row_blocks_ : 0;
+  parts_ = gradients ? p_parts_ * rows_ + q_parts * cols_ : 2 * block_count();
+  scratch_bytes_ = (rows_ + cols_ + parts_) * k_.acc_bytes;
+}
+
+Evaluation::Range Evaluation::rows_of(int64_t block) const {
+  const int64_t index = block / col_blocks_;
+  if (!op_.symmetric) {
+    // Whole groups of eight rows, as the kernels take them.
+    const int64_t groups = ceil_div(rows_, 8);
+    return {std::min(rows_, groups * index / row_blocks_ * 8),
+            std::min(rows_, groups * (index + 1) / row_blocks_ * 8)};
+  }
+  // Equal areas: of a lower triangle the share b / B lies above the row n sqrt(b / B).
+  const int64_t tiles = ceil_div(rows_, kFormTile);
+  const auto cut = [&](int64_t b) {
+    const int64_t from_tip = by_columns_ ? row_blocks_ - b : b;
+    const double share =
+        std::sqrt(static_cast<double>(from_tip) / static_cast<double>(row_blocks_));
+    const auto tile = static_cast<int64_t>(static_cast<double>(tiles) * share);
+    return std::min(rows_, (by_columns_ ? tiles - tile : tile) * kFormTile);
+  };
+  return {cut(index), cut(index + 1)};
+}
+
+Evaluation::Range Evaluation::cols_of(int64_t block) const {
+  const int64_t index = block % col_blocks_;
+  // Whole cache lines.
+  const int64_t groups = ceil_div(cols_, 64);
+  return {std::min(cols_, groups * index / col_blocks_ * 64),
+          std::min(cols_, groups * (index + 1) / col_blocks_ * 64)};
+}
+
+void Evaluation::run() const {
+  // An empty output has no memory, and so looks like one that is not wanted.
+  if (op_.alpha == nullptr && !want_p_ && !want_q_) return;
+  const int64_t items = op_.batch.numel();
+  const int64_t area = std::max<int64_t>(1, rows_ * cols_);
+  // Items one by one, each by all threads, where there are too few to share out evenly.
+  const bool in_parallel = block_count() > 1 && items < 4 * static_cast<int64_t>(num_threads());
+  const int64_t grain = in_parallel ? items : std::max<int64_t>(1, kGrain / area);
+  parallel_for(0, items, grain, [&](int64_t first, int64_t last) {
+    Scratch& scratch = Scratch::local();
+    scratch.reserve(static_cast<size_t>(scratch_bytes_));
+    char* bytes = scratch.take<char>(scratch_bytes_);
+    Batch batch(op_, k_.item_bytes, first);
+    for (int64_t i = first; i < last; ++i, batch.next()) {
+      item(batch.item(), bytes, in_parallel);
+    }
+  });
+}
+
+void Evaluation::item(Item at, char* scratch, bool in_parallel) const {
+  if (by_columns_) {
+    std::swap(at.y, at.x);
+    std::swap(at.dy, at.dx);
+  }
+  Vectors v;
+  v.y = contiguous(at.y, y_stride_, rows_, scratch);
+  v.x = op_.quadratic ? v.y : contiguous(at.x, x_stride_, cols_, scratch);
+  v.parts = scratch;
+  const auto blocks = [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b) {
+      if (op_.symmetric) {
+        triangle(at, v, b);
+      } else {
+        block(at, v, b);
+      }
+    }
+  };
+  if (in_parallel) {
+    parallel_for(0, block_count(), 1, blocks);
+  } else {
+    blocks(0, block_count());
+  }
+  finish(at, v);
+}
+
+// The vector itself where it is stored as the kernels want it, else a copy in the scratch.
+const char* Evaluation::contiguous(const char* from, int64_t stride, int64_t n,
+                                   char*& scratch) const {
+  if (k_.item_bytes == k_.acc_bytes && (stride == 1 || n == 1)) return from;
+  char* to = scratch;
+  scratch += n * k_.acc_bytes;
+  k_.gather(from, stride, n, to);
+  return to;
+}
+
+void Evaluation::block(const Item& at, const Vectors& v, int64_t index) const {
+  const auto [i, i_end] = rows_of(index);
+  const auto [j, j_end] = cols_of(index);
+  const int64_t rows = i_end - i, cols = j_end - j;
+  const int64_t acc = k_.acc_bytes;
+  const char* a = at.a + (i * row_ + j * col_) * k_.item_bytes;
+  if (op_.alpha != nullptr) {
+    char* sum = v.parts + 2 * index * acc;
+    std::memset(sum, 0, 2 * acc);
+    value(a, rows, cols, v.y + i * acc, v.x + j * acc, sum);
+    return;
+  }
+  char* p = want_p_ ? p_part(v, index % col_blocks_) + i * acc : nullptr;
+  char* q = want_q_ ? q_part(v, index / col_blocks_) + j * acc : nullptr;
+  if (p != nullptr) std::memset(p, 0, rows * acc);
+  if (q != nullptr) std::memset(q, 0, cols * acc);
+  products(a, rows, cols, v.y + i * acc, v.x + j * acc, p, q);
+}
+
+void Evaluation::triangle(const Item& at, const Vectors& v, int64_t index) const {
+  const auto [first, last] = rows_of(index);
+  const int64_t n = rows_, acc = k_.acc_bytes;
+  const bool value_only = op_.alpha != nullptr;
+  char* sum = value_only ? v.parts + 2 * index * acc : q_part(v, index);
+  std::memset(sum, 0, (value_only ? 2 : n) * acc);
+  alignas(64) char piece[kPackBytes];
+  for (int64_t i = first; i < last; i += kFormTile) {
+    const int64_t rows = std::min(kFormTile, last - i);
+    const char* y = v.y + i * acc;
+    // The rectangle beside the tile stands for itself and for its mirror image.
+    const int64_t j = by_columns_ ? i + rows : 0;
+    const int64_t cols = by_columns_ ? n - j : i;
+    const char* rectangle = at.a + (i * row_ + j * col_) * k_.item_bytes;
+    if (cols > 0 && value_only) {
+      value(rectangle, rows, cols, y, v.x + j * acc, sum + acc);
+    } else if (cols > 0) {
+      products(rectangle, rows, cols, y, v.x + j * acc, sum + i * acc, sum + j * acc);
+    }
+    const char* tile = at.a + i * (row_ + col_) * k_.item_bytes;
+    int64_t lda = row_;
+    if (packed_ || by_columns_) {
+      tile = pack_triangle(tile, rows, piece);
+      lda = kFormTile;
+    }
+    if (value_only) {
+      k_.triangle_value(tile, lda, rows, y, sum);
+    } else {
+      k_.triangle_products(tile, lda, rows, y, sum + i * acc);
+    }
+  }
+}
+
+// A copy of a diagonal tile as a lower triangle; what is above it is neither read nor set.
+const char* Evaluation::pack_triangle(const char* tile, int64_t n, char* to) const {
+  for (int64_t i = 0; i < n; ++i) {
+    char* row = to + i * kFormTile * k_.item_bytes;
+    if (by_columns_) {
+      k_.pack(tile + i * col_ * k_.item_bytes, col_, row_, 1, i + 1, row);
+    } else {
+      k_.pack(tile + i * row_ * k_.item_bytes, row_, col_, 1, i + 1, row);
+    }
+  }
+  return to;
+}
+
+// Adds the partial sums in ascending order and writes the outputs.
+void Evaluation::finish(const Item& at, const Vectors& v) const {
+  if (op_.alpha != nullptr) {
+    for (int64_t b = 0; b < block_count(); ++b) {
+      char* sum = v.parts + 2 * b * k_.acc_bytes;
+      if (b > 0) k_.add(sum, 1, v.parts);
+      for (int twice = 0; op_.symmetric && twice < 2; ++twice) {
+        k_.add(sum + k_.acc_bytes, 1, v.parts);
+      }
+    }
+    k_.finish(v.parts, 1, nullptr, 1, false, at.alpha, 1);
+    return;
+  }
+  for (int64_t b = 1; b < p_parts_; ++b) k_.add(p_part(v, b), rows_, p_part(v, 0));
+  if (want_q_ || op_.symmetric) {
+    for (int64_t b = 1; b < row_blocks_; ++b) k_.add(q_part(v, b), cols_, q_part(v, 0));
+  }
+  const bool conj = is_complex(op_.dtype);
+  if (op_.symmetric || op_.quadratic) {
+    // One output, the one that the form calls dx.
+    char* to = by_columns_ ? at.dy : at.dx;
+    const int64_t stride = by_columns_ ? dy_stride_ : dx_stride_;
+    if (!op_.symmetric) k_.add(p_part(v, 0), cols_, q_part(v, 0));
+    k_.finish(q_part(v, 0), cols_, at.g, op_.symmetric ? 2 : 1, conj, to, stride);
+    return;
+  }
+  if (want_p_) k_.finish(p_part(v, 0), rows_, at.g, 1, conj, at.dy, dy_stride_);
+  if (want_q_) k_.finish(q_part(v, 0), cols_, at.g, 1, conj, at.dx, dx_stride_);
+}
+
+// Calls f(a, lda, i, j, rows, cols) on A itself where its rows are contiguous, else on copies of
+// pieces of it, [i, i + rows) by [j, j + cols).
+template <class F>
+void Evaluation::pieces(const char* a, int64_t rows, int64_t cols, const F& f) const {
+  if (!packed_) {
+    f(a, row_, int64_t{0}, int64_t{0}, rows, cols);
+    return;
+  }
+  alignas(64) char piece[kPackBytes];
+  for (int64_t j = 0; j < cols; j += kPieceCols) {
+    const int64_t n = std::min(kPieceCols, cols - j);
+    for (int64_t i = 0; i < rows; i += kPieceRows) {
+      const int64_t m = std::min(kPieceRows, rows - i);
+      k_.pack(a + (i * row_ + j * col_) * k_.item_bytes, row_, col_, m, n, piece);
+      f(piece, n, i, j, m, n);
+    }
+  }
+}
+
+void Evaluation::value(const char* a, int64_t rows, int64_t cols, const char* y, const char* x,
+                       char* sum) const {
+  pieces(a, rows, cols,
+         [&](const char* from, int64_t lda, int64_t i, int64_t j, int64_t m, int64_t n) {
+           k_.value(from, lda, m, n, y + i * k_.acc_bytes, x + j * k_.acc_bytes, sum);
+         });
+}
+
+void Evaluation::products(const char* a, int64_t rows, int64_t cols, const char* y, const char* x,
+                          char* p, char* q) const {
+  const auto at = [&](char* vector, int64_t i) {
+    return vector == nullptr ? nullptr : vector + i * k_.acc_bytes;
+  };
+  pieces(a, rows, cols,
+         [&](const char* from, int64_t lda, int64_t i, int64_t j, int64_t m, int64_t n) {
+           k_.products(from, lda, m, n, y + i * k_.acc_bytes, x + j * k_.acc_bytes, at(p, i),
+                       at(q, j));
+         });
+}
+
+}  // namespace
+
+void form(const Form& op) { Evaluation(op).run(); }
+
+void form_gradients(const Form& op) { Evaluation(op).run(); }
+
+}  // namespace matcalc::cpu

@@ -1,0 +1,441 @@
+// The blocked product. For each block of nc columns and kc of depth, B is packed into panels that
+// stay in L2; each panel of mr rows of A (packed, or read where it lies) then meets every panel of
+// B in the register tile.
+//
+//   for columns in blocks of nc      C block: m x nc, straight in C or in a float buffer
+//     for depth in blocks of kc      B block packed: kc x nc, half of L2
+//       for rows in panels of mr     A panel: mr x kc, a third of L1
+//         for columns in panels of nr: tile
+//
+// kc is the same for all sizes and depth blocks are added in ascending order, so an element of C
+// is the same sum however the rest of the product is cut up. Low precisions, complex numbers and
+// results that are not stored by contiguous rows are summed in a buffer and rounded once.
+#include "gemm.h"
+
+#include <algorithm>
+
+#include "offsets.h"
+#include "scratch.h"
+
+namespace matcalc::cpu {
+namespace {
+
+using Dim = ContractionDim;
+
+// Rows of C that are summed in the buffer at a time: 512 x nc floats are about 0.7 MiB.
+constexpr int64_t kBufferRows = 512;
+// Up to so many panels of A, packing B costs more than it saves.
+constexpr int64_t kUnpackedPanels = 3;
+// Row steps that are multiples of so many bytes map the rows of a panel to few cache sets.
+constexpr int64_t kCollidingStep = 1024;
+
+template <class T>
+constexpr Dtype native() {
+  return sizeof(T) == 8 ? Dtype::kFloat64 : Dtype::kFloat32;
+}
+
+int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+}  // namespace
+
+template <class T>
+struct Product<T>::Block {
+  int64_t n0, cols;  // columns n0 ... n0 + cols
+  int64_t k0, depth;
+  bool b_in_place;
+  bool accumulate;
+  int64_t k_step_a, k_step_s;
+  const T* b;     // packed panels, or B itself
+  int64_t ldb;
+  T* packed_b;    // [cols / nr][depth][nr]
+  T* packed_a;    // [depth][mr]
+  T* buffer;      // [rows][ld_buffer], real rows
+  int64_t ld_buffer;
+  T* bias;        // [cols], complex: [2][cols]
+  int64_t *k_a, *k_s, *k_b, *k_b2, *k_index;  // [kc]
+  int64_t *n_b, *n_b2, *n_index, *n_c;        // [nc]
+  int64_t *m_a, *m_s;                         // [mr]
+};
+
+template <class T>
+Product<T>::Product(const Contraction& op, const GemmKernels<T>& kernels, bool bias_on_rows)
+    : op_(op),
+      kernels_(kernels),
+      bias_on_rows_(bias_on_rows),
+      complex_(is_complex(op.dtype)),
+      rows_(op.m.numel()),
+      cols_(op.n.numel()),
+      depth_(op.k.numel()),
+      size_a_(dtype_size(op.dtype_a)),
+      size_b_(dtype_size(op.dtype_b)),
+      size_c_(dtype_size(op.dtype_c)),
+      size_(dtype_size(op.dtype)),
+      m_a_(uniform_step(op.m, &Dim::a, kNoStep)),
+      k_a_(uniform_step(op.k, &Dim::a, kNoStep)),
+      k_b_(uniform_step(op.k, &Dim::b, kNoStep)),
+      n_b_(uniform_step(op.n, &Dim::b, kNoStep)),
+      m_c_(uniform_step(op.m, &Dim::c, kNoStep)),
+      n_c_(uniform_step(op.n, &Dim::c, kNoStep)) {
+  const bool plain = !complex_ && op.s == nullptr && op.scale == 1;
+  dots_ = plain && op.fold == Fold::kNone && op.n.count == 0 && k_a_ == 1;
+  c_in_place_ = op.dtype_c == native<T>() && (n_c_ == 1 || cols_ == 1) && m_c_ != kNoStep;
+  a_in_place_ = plain && op.dtype_a == native<T>() && m_a_ != kNoStep && k_a_ != kNoStep;
+  if (a_in_place_ && cols_ > 4 * kernels.nr) {
+    // Each panel of A is read once for every panel of B: worth packing when its lines collide, or
+    // when a step along k goes to another line each time.
+    const int64_t bytes = m_a_ * static_cast<int64_t>(sizeof(T));
+    a_in_place_ = k_a_ == 1 && bytes % kCollidingStep != 0;
+  }
+  b_readable_in_place_ = !complex_ && op.dtype_b == native<T>() && op.fold == Fold::kNone &&
+                         (n_b_ == 1 || cols_ == 1) && k_b_ != kNoStep;
+}
+
+template <class T>
+void Product<T>::compute(int64_t item, int64_t m0, int64_t m1, int64_t n0, int64_t n1) const {
+  const Item operands{
+      static_cast<const char*>(op_.a) + offset_of(op_.batch, &Dim::a, item) * size_a_,
+      op_.s == nullptr
+          ? nullptr
+          : static_cast<const char*>(op_.s) + offset_of(op_.batch, &Dim::s, item) * size_,
+      static_cast<const char*>(op_.b) + offset_of(op_.batch, &Dim::b, item) * size_b_,
+      static_cast<char*>(op_.c) + offset_of(op_.batch, &Dim::c, item) * size_c_};
+  if (m0 >= m1 || n0 >= n1) return;
+  if (dots_) {
+    compute_dots(operands, m0, m1);
+  } else {
+    compute_blocks(operands, m0, m1, n0, n1);
+  }
+}
+
+// C[m] = sum_k A[m, k] x[k], rows of A contiguous.
+template <class T>
+void Product<T>::compute_dots(const Item& item, int64_t m0, int64_t m1) const {
+  const int64_t rows = m1 - m0;
+  const bool x_in_place = op_.dtype_b == native<T>() && k_b_ == 1;
+  const bool out_in_place = op_.dtype_c == native<T>() && m_c_ != kNoStep;
+  Scratch& scratch = Scratch::local();
+  scratch.reserve((x_in_place ? 0 : Scratch::size_of<T>(depth_)) +
+                  (out_in_place ? 0 : Scratch::size_of<T>(rows)) +
+                  (k_b_ != kNoStep ? 0 : Scratch::size_of<int64_t>(depth_)));
+  const T* x = reinterpret_cast<const T*>(item.b);
+  if (!x_in_place) {
+    T* gathered = scratch.template take<T>(depth_);
+    if (k_b_ != kNoStep) {
+      kernels_.load(op_.dtype_b, depth_, item.b, k_b_, gathered);
+    } else {
+      int64_t* offset = scratch.template take<int64_t>(depth_);
+      offsets_of(op_.k, &Dim::b, 0, depth_, offset);
+      for (int64_t k = 0; k < depth_; ++k) {
+        kernels_.load(op_.dtype_b, 1, item.b + offset[k] * size_b_, 1, gathered + k);
+      }
+    }
+    x = gathered;
+  }
+  T* out = reinterpret_cast<T*>(item.c);
+  int64_t out_step = m_c_;
+  if (out_in_place) {
+    out += m0 * m_c_;
+  } else {
+    out = scratch.template take<T>(rows);
+    out_step = 1;
+  }
+  if (m_a_ != kNoStep) {
+    kernels_.dot_rows(op_.dtype_a, rows, depth_, item.a + m0 * m_a_ * size_a_, m_a_, x, out,
+                      out_step);
+  } else {
+    for (int64_t i = 0; i < rows; ++i) {
+      const char* row = item.a + offset_of(op_.m, &Dim::a, m0 + i) * size_a_;
+      kernels_.dot_rows(op_.dtype_a, 1, depth_, row, 0, x, out + i * out_step, 1);
+    }
+  }
+  if (op_.bias != nullptr) {
+    for (int64_t i = 0; i < rows; ++i) {
+      T bias;
+      out[i * out_step] += *bias_of_row(m0 + i, &bias);
+    }
+  }
+  if (out_in_place) return;
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t offset = offset_of(op_.m, &Dim::c, m0 + i);
+    kernels_.store(op_.dtype_c, 1, out + i, item.c + offset * size_c_, 1);
+  }
+}
+
+// The bias of a row, for products whose bias runs along m or whose only column it is.
+template <class T>
+const T* Product<T>::bias_of_row(int64_t row, T* value) const {
+  const int64_t index = bias_on_rows_ ? row : 0;
+  const char* source = static_cast<const char*>(op_.bias) + index * op_.bias_stride * size_;
+  kernels_.load(op_.dtype, 1, source, 1, value);
+  return value;
+}
+
+template <class T>
+void Product<T>::compute_blocks(const Item& item, int64_t m0, int64_t m1, int64_t n0,
+                                int64_t n1) const {
+  const int64_t mr = kernels_.mr, nr = kernels_.nr;
+  const int64_t entry = complex_ ? 2 : 1;  // real rows, and real depth, of an entry
+  const int64_t depth_block = kernels_.kc / entry;
+  const int64_t panel_rows = mr / entry;
+  Block block{};
+  block.b_in_place = b_readable_in_place_ && m1 - m0 <= kUnpackedPanels * panel_rows;
+
+  const int64_t cols = std::min<int64_t>(kernels_.nc, round_up(n1 - n0, nr));
+  const int64_t depth = std::min(depth_block, depth_);
+  const int64_t buffer_rows = c_in_place_ ? 0 : std::min(kBufferRows, m1 - m0);
+  const bool b_packed = !block.b_in_place, any_packed = b_packed || !a_in_place_;
+  const int64_t size_b = b_packed ? cols * depth * entry : 0;
+  const int64_t size_a = a_in_place_ ? 0 : mr * depth * entry;
+  const int64_t size_buffer = buffer_rows * entry * cols;
+  const int64_t size_k = any_packed ? depth : 0;
+  Scratch& scratch = Scratch::local();
+  scratch.reserve(Scratch::size_of<T>(size_b) + Scratch::size_of<T>(size_a) +
+                  Scratch::size_of<T>(size_buffer) + Scratch::size_of<T>(2 * cols) +
+                  5 * Scratch::size_of<int64_t>(size_k) + 4 * Scratch::size_of<int64_t>(cols) +
+                  2 * Scratch::size_of<int64_t>(mr));
+  block.packed_b = scratch.template take<T>(size_b);
+  block.packed_a = scratch.template take<T>(size_a);
+  block.buffer = scratch.template take<T>(size_buffer);
+  block.ld_buffer = cols;
+  block.bias = scratch.template take<T>(2 * cols);
+  for (int64_t** list : {&block.k_a, &block.k_s, &block.k_b, &block.k_b2, &block.k_index}) {
+    *list = any_packed ? scratch.template take<int64_t>(size_k) : nullptr;
+  }
+  for (int64_t** list : {&block.n_b, &block.n_b2, &block.n_index, &block.n_c}) {
+    *list = scratch.template take<int64_t>(cols);
+  }
+  block.m_a = scratch.template take<int64_t>(mr);
+  block.m_s = scratch.template take<int64_t>(mr);
+
+  const int64_t chunk = c_in_place_ ? m1 - m0 : buffer_rows;
+  for (int64_t i0 = m0; i0 < m1; i0 += chunk) {
+    const int64_t i1 = std::min(m1, i0 + chunk);
+    for (int64_t j0 = n0; j0 < n1; j0 += cols) {
+      block.n0 = j0;
+      block.cols = std::min(cols, n1 - j0);
+      if (b_packed) {
+        offsets_of(op_.n, &Dim::b, j0, j0 + block.cols, block.n_b);
+        if (op_.fold != Fold::kNone) {
+          offsets_of(op_.n, &Dim::b2, j0, j0 + block.cols, block.n_b2);
+          const int64_t size = op_.n.count == 0 ? 1 : op_.n[op_.n.count - 1].size;
+          for (int64_t j = 0; j < block.cols; ++j) block.n_index[j] = (j0 + j) % size;
+        }
+      }
+      block.accumulate = op_.bias != nullptr && c_in_place_;
+      if (op_.bias != nullptr) load_bias(item, i0, i1, block);
+      int64_t k0 = 0;
+      do {  // once for an empty depth: C is then the bias or zero
+        load_depth(block, k0, std::min(depth_, k0 + depth_block));
+        if (block.b_in_place) {
+          block.b = reinterpret_cast<const T*>(item.b) + j0 * n_b_ + k0 * k_b_;
+          block.ldb = k_b_;
+        } else if (block.depth > 0) {
+          pack_b(block, item);
+        }
+        for (int64_t i = i0; i < i1; i += panel_rows) {
+          const int64_t rows = std::min(panel_rows, i1 - i);
+          const T* a;
+          int64_t a_row = 1, a_col = mr;
+          if (a_in_place_) {
+            a = reinterpret_cast<const T*>(item.a) + i * m_a_ + k0 * k_a_;
+            a_row = m_a_;
+            a_col = k_a_;
+          } else {
+            if (block.depth > 0) pack_a(block, item, i, rows);
+            a = block.packed_a;
+          }
+          T* c = block.buffer + (i - i0) * entry * block.ld_buffer;
+          int64_t ldc = block.ld_buffer;
+          if (c_in_place_) {
+            c = reinterpret_cast<T*>(item.c) + i * m_c_ + j0 * n_c_;
+            ldc = m_c_;
+          }
+          const int64_t step_b = block.b_in_place ? nr : nr * block.depth * entry;
+          for (int64_t j = 0; j < block.cols; j += nr) {
+            kernels_.tile(rows * entry, std::min(nr, block.cols - j), block.depth * entry, a, a_row,
+                          a_col, block.b + j / nr * step_b, block.ldb, c + j, ldc,
+                          block.accumulate);
+          }
+        }
+        block.accumulate = true;
+        k0 += depth_block;
+      } while (k0 < depth_);
+      if (!c_in_place_) store(item, i0, i1, block);
+    }
+  }
+}
+
+// The offsets of one block of depth.
+template <class T>
+void Product<T>::load_depth(Block& block, int64_t k0, int64_t k1) const {
+  block.k0 = k0;
+  block.depth = k1 - k0;
+  if (block.k_a == nullptr) return;
+  offsets_of(op_.k, &Dim::a, k0, k1, block.k_a);
+  offsets_of(op_.k, &Dim::b, k0, k1, block.k_b);
+  if (op_.s != nullptr) offsets_of(op_.k, &Dim::s, k0, k1, block.k_s);
+  if (op_.fold != Fold::kNone) {
+    offsets_of(op_.k, &Dim::b2, k0, k1, block.k_b2);
+    const int64_t size = op_.k.count == 0 ? 1 : op_.k[op_.k.count - 1].size;
+    for (int64_t k = k0; k < k1; ++k) block.k_index[k - k0] = k % size;
+  }
+}
+
+template <class T>
+void Product<T>::pack_b(Block& block, const Item& item) const {
+  const int64_t nr = kernels_.nr, entry = complex_ ? 2 : 1;
+  PackSource source{};
+  source.src = item.b;
+  source.k_offset = block.k_b;
+  source.k_step = k_b_;
+  source.conj = op_.conj_b;
+  source.fold = op_.fold;
+  source.k_offset2 = block.k_b2;
+  source.k_index = block.k_index;
+  source.factor = 1;
+  for (int64_t j = 0; j < block.cols; j += nr) {
+    const int64_t width = std::min(nr, block.cols - j);
+    source.w_offset = block.n_b + j;
+    source.w_offset2 = block.n_b2 + j;
+    source.w_index = block.n_index + j;
+    T* panel = block.packed_b + j * block.depth * entry;
+    if (complex_) {
+      kernels_.pack_complex_cols(panel, nr, width, block.depth, source);
+    } else {
+      pack_runs(block, op_.dtype_b, &Dim::b, panel, nr, width, source);
+    }
+  }
+  block.b = block.packed_b;
+  block.ldb = nr;
+}
+
+template <class T>
+void Product<T>::pack_a(Block& block, const Item& item, int64_t i, int64_t rows) const {
+  offsets_of(op_.m, &Dim::a, i, i + rows, block.m_a);
+  PackSource source{};
+  source.src = item.a;
+  source.w_offset = block.m_a;
+  source.k_offset = block.k_a;
+  source.k_step = k_a_;
+  source.conj = op_.conj_a;
+  source.fold = Fold::kNone;
+  source.factor = op_.scale;
+  if (op_.s != nullptr) {
+    offsets_of(op_.m, &Dim::s, i, i + rows, block.m_s);
+    source.scale = item.s;
+    source.scale_w_offset = block.m_s;
+    source.scale_k_offset = block.k_s;
+    source.scale_k_step = uniform_step(op_.k, &Dim::s, kNoStep);
+    source.conj_scale = op_.conj_s;
+  }
+  if (complex_) {
+    kernels_.pack_complex_rows(block.packed_a, kernels_.mr, rows, block.depth, source);
+  } else {
+    pack_runs(block, op_.dtype_a, &Dim::a, block.packed_a, kernels_.mr, rows, source);
+  }
+}
+
+// Packs one panel. Where several dimensions make up the depth, the steps along the innermost one
+// are still fixed: its runs are packed one after the other.
+template <class T>
+void Product<T>::pack_runs(const Block& block, Dtype dtype, int64_t Dim::* stride, T* dst,
+                           int64_t panel, int64_t width, PackSource source) const {
+  if (source.k_step != kNoStep || op_.k.count < 2 || source.fold != Fold::kNone) {
+    kernels_.pack(dtype, dst, panel, width, block.depth, source);
+    return;
+  }
+  const Dim& inner = op_.k[op_.k.count - 1];
+  const int64_t* k_offset = source.k_offset;
+  const int64_t* scale_k_offset = source.scale_k_offset;
+  for (int64_t k = 0; k < block.depth;) {
+    const int64_t run = std::min(block.depth - k, inner.size - (block.k0 + k) % inner.size);
+    source.k_offset = k_offset + k;
+    source.k_step = inner.*stride;
+    if (source.scale != nullptr) {
+      source.scale_k_offset = scale_k_offset + k;
+      source.scale_k_step = inner.s;
+    }
+    kernels_.pack(dtype, dst + k * panel, panel, width, run, source);
+    k += run;
+  }
+}
+
+// Loads the bias of a block of columns; where C is summed in place, writes it there as the value
+// that the sums are added to.
+template <class T>
+void Product<T>::load_bias(const Item& item, int64_t m0, int64_t m1, const Block& block) const {
+  if (!bias_on_rows_) {
+    const char* bias = static_cast<const char*>(op_.bias);
+    const int64_t first = block.n0 * op_.bias_stride;
+    if (complex_) {
+      const Complex<T>* values = reinterpret_cast<const Complex<T>*>(bias) + first;
+      for (int64_t j = 0; j < block.cols; ++j) {
+        block.bias[j] = values[j * op_.bias_stride].re;
+        block.bias[block.ld_buffer + j] = values[j * op_.bias_stride].im;
+      }
+    } else {
+      kernels_.load(op_.dtype, block.cols, bias + first * size_, op_.bias_stride, block.bias);
+    }
+  }
+  if (!c_in_place_) return;
+  for (int64_t i = m0; i < m1; ++i) {
+    T* row = reinterpret_cast<T*>(item.c) + i * m_c_ + block.n0 * n_c_;
+    if (bias_on_rows_) {
+      T value;
+      std::fill_n(row, block.cols, *bias_of_row(i, &value));
+    } else {
+      std::copy_n(block.bias, block.cols, row);
+    }
+  }
+}
+
+// Rounds the buffer into C.
+template <class T>
+void Product<T>::store(const Item& item, int64_t m0, int64_t m1, const Block& block) const {
+  const bool bias = op_.bias != nullptr;
+  if (n_c_ == kNoStep || complex_) {
+    offsets_of(op_.n, &Dim::c, block.n0, block.n0 + block.cols, block.n_c);
+  }
+  for (int64_t i = m0; i < m1; ++i) {
+    const int64_t offset = offset_of(op_.m, &Dim::c, i);
+    if (complex_) {
+      const T* re = block.buffer + 2 * (i - m0) * block.ld_buffer;
+      const T* im = re + block.ld_buffer;
+      Complex<T>* c = reinterpret_cast<Complex<T>*>(item.c) + offset;
+      const Complex<T>* row_bias =
+          bias && bias_on_rows_ ? static_cast<const Complex<T>*>(op_.bias) + i * op_.bias_stride
+                                : nullptr;
+      for (int64_t j = 0; j < block.cols; ++j) {
+        Complex<T> value{re[j], im[j]};
+        if (row_bias != nullptr) {
+          value = {value.re + row_bias->re, value.im + row_bias->im};
+        } else if (bias) {
+          value = {value.re + block.bias[j], value.im + block.bias[block.ld_buffer + j]};
+        }
+        c[block.n_c[j]] = value;
+      }
+      continue;
+    }
+    T* row = block.buffer + (i - m0) * block.ld_buffer;
+    if (bias && bias_on_rows_) {
+      T value;
+      bias_of_row(i, &value);
+      for (int64_t j = 0; j < block.cols; ++j) row[j] += value;
+    } else if (bias) {
+      for (int64_t j = 0; j < block.cols; ++j) row[j] += block.bias[j];
+    }
+    char* c = item.c + offset * size_c_;
+    if (n_c_ != kNoStep) {
+      kernels_.store(op_.dtype_c, block.cols, row, c + block.n0 * n_c_ * size_c_, n_c_);
+    } else {
+      for (int64_t j = 0; j < block.cols; ++j) {
+        kernels_.store(op_.dtype_c, 1, row + j, c + block.n_c[j] * size_c_, 1);
+      }
+    }
+  }
+}
+
+template class Product<float>;
+template class Product<double>;
+
+}  // namespace matcalc::cpu

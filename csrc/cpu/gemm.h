@@ -1,0 +1,58 @@
+// One contraction made ready to be computed in parts: compute() forms any block of rows and columns
+// of any batch item, on the calling thread.
+#pragma once
+
+#include <cstdint>
+
+#include "../kernels.h"
+#include "isa/gemm_kernels.h"
+
+namespace matcalc::cpu {
+
+template <class T>  // the accumulator: float or double
+class Product {
+ public:
+  // bias_on_rows: op is a transposed product, whose bias runs along m.
+  Product(const Contraction& op, const GemmKernels<T>& kernels, bool bias_on_rows);
+
+  int64_t rows() const { return rows_; }
+  int64_t cols() const { return cols_; }
+  int64_t depth() const { return depth_; }
+  int64_t tile_rows() const { return complex_ ? kernels_.mr / 2 : kernels_.mr; }
+  int64_t tile_cols() const { return kernels_.nr; }
+
+  void compute(int64_t item, int64_t m0, int64_t m1, int64_t n0, int64_t n1) const;
+
+ private:
+  struct Item {  // the operands of one batch item
+    const char *a, *s, *b;
+    char* c;
+  };
+  struct Block;  // one block of columns and its working memory
+
+  void compute_dots(const Item& item, int64_t m0, int64_t m1) const;
+  void compute_blocks(const Item& item, int64_t m0, int64_t m1, int64_t n0, int64_t n1) const;
+  void load_depth(Block& block, int64_t k0, int64_t k1) const;
+  void pack_b(Block& block, const Item& item) const;
+  void pack_a(Block& block, const Item& item, int64_t i, int64_t rows) const;
+  void pack_runs(const Block& block, Dtype dtype, int64_t ContractionDim::* stride, T* dst,
+                 int64_t panel, int64_t width, PackSource source) const;
+  void load_bias(const Item& item, int64_t m0, int64_t m1, const Block& block) const;
+  void store(const Item& item, int64_t m0, int64_t m1, const Block& block) const;
+  const T* bias_of_row(int64_t row, T* value) const;
+
+  const Contraction& op_;
+  const GemmKernels<T>& kernels_;
+  const bool bias_on_rows_;
+  const bool complex_;
+  int64_t rows_, cols_, depth_;
+  int64_t size_a_, size_b_, size_c_, size_;         // bytes of an element; size_: of S and bias
+  int64_t m_a_, k_a_, k_b_, n_b_, m_c_, n_c_;       // uniform steps, kNoStep where there is none
+  bool dots_;                                       // the path of compute_dots
+  bool a_in_place_, b_readable_in_place_, c_in_place_;
+};
+
+extern template class Product<float>;
+extern template class Product<double>;
+
+}  // namespace matcalc::cpu

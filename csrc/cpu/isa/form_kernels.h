@@ -1,0 +1,78 @@
+// The table of micro-kernels behind cpu::form and cpu::form_gradients, one per instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace matcalc::cpu {
+
+// For one dtype. T is the stored type and Acc the type that sums are kept in: T itself, or float
+// for bf16 and f16. Vectors named Acc are contiguous. Strides count elements of T.
+struct FormKernelSet {
+  int64_t item_bytes;  // of a T
+  int64_t acc_bytes;   // of an Acc
+
+  // to[i] = from[i * stride]
+  void (*gather)(const void* from,  // T [n], stride
+                 int64_t stride, int64_t n,
+                 void* to);  // Acc [n]
+
+  // to[i, j] = a[i * row + j * col]
+  void (*pack)(const void* a,  // T [rows, cols], strides row and col
+               int64_t row, int64_t col, int64_t rows, int64_t cols,
+               void* to);  // T [rows, cols], contiguous
+
+  // *sum += y^T A x
+  void (*value)(const void* a,  // T [rows, cols], rows lda apart
+                int64_t lda, int64_t rows, int64_t cols,
+                const void* y,  // Acc [rows]
+                const void* x,  // Acc [cols]
+                void* sum);     // Acc
+
+  // p += A x, q += A^T y, in one pass over A. Either may be nullptr, not both.
+  void (*products)(const void* a,  // T [rows, cols], rows lda apart
+                   int64_t lda, int64_t rows, int64_t cols,
+                   const void* y,  // Acc [rows]
+                   const void* x,  // Acc [cols]
+                   void* p,        // Acc [rows]
+                   void* q);       // Acc [cols]
+
+  // The diagonal tile of a symmetric A, of which the lower triangle is read.
+  // sums[0] += the diagonal's part of x^T A x; sums[1] += the part of the triangle off it.
+  void (*triangle_value)(const void* a,  // T [n, n], rows lda apart; n <= kFormTile
+                         int64_t lda, int64_t n,
+                         const void* x,  // Acc [n]
+                         void* sums);    // Acc [2]
+  // sum += A x
+  void (*triangle_products)(const void* a,  // as above
+                            int64_t lda, int64_t n,
+                            const void* x,  // Acc [n]
+                            void* sum);     // Acc [n]
+
+  // to += from
+  void (*add)(const void* from, int64_t n, void* to);  // Acc [n]
+
+  // to[i * stride] = scale * g * sum[i], rounded once; g is a T, or nullptr for 1.
+  void (*finish)(const void* sum,  // Acc [n]
+                 int64_t n, const void* g, double scale,
+                 bool conj,  // of the sum
+                 void* to,   // T [n], stride
+                 int64_t stride);
+};
+
+// Rows and columns of a diagonal tile: small, because it is read one short row at a time (at
+// n = 4096 the tiles are 1.6 % of the triangle).
+constexpr int64_t kFormTile = 32;
+
+constexpr int kFormDtypes = 6;  // the first six of Dtype: every one that is not an integer
+
+struct FormKernels {
+  FormKernelSet of[kFormDtypes];  // indexed by Dtype
+};
+
+const FormKernels& form_kernels_scalar();
+#if defined(__x86_64__)
+const FormKernels& form_kernels_avx2();
+const FormKernels& form_kernels_avx512();
+#endif
+
+}  // namespace matcalc::cpu

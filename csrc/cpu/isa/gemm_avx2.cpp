@@ -1,0 +1,26 @@
+// The gemm micro-kernels for AVX2 and FMA.
+#if defined(__x86_64__)
+
+#include "gemm_kernels.h"
+#include "vec_avx2.h"
+
+namespace matcalc::cpu {
+namespace {
+
+// 12 accumulators + 2 for B + 1 broadcast <= 16 ymm.
+constexpr int kTileRows = 6;
+constexpr int kTileVectors = 2;
+
+#include "gemm_kernels.inc"
+
+constexpr GemmKernels<float> kFloat = make_gemm_kernels<float>();
+constexpr GemmKernels<double> kDouble = make_gemm_kernels<double>();
+
+}  // namespace
+
+const GemmKernels<float>& gemm_kernels_avx2(float) { return kFloat; }
+const GemmKernels<double>& gemm_kernels_avx2(double) { return kDouble; }
+
+}  // namespace matcalc::cpu
+
+#endif

@@ -1,0 +1,87 @@
+// What one instruction set offers the gemm driver: the register tile, the row dot products and the
+// packing routines, with the block sizes that fit them. One table per accumulator type.
+#pragma once
+
+#include <cstdint>
+
+#include "../../kernels.h"
+
+namespace matcalc::cpu {
+
+template <class T>
+struct Complex {
+  T re, im;
+};
+
+// The step between consecutive k is not one number.
+constexpr int64_t kNoStep = INT64_MIN;
+
+// One operand block to be packed: element (w, k) lies at src + w_offset[w] + k_offset[k], where w
+// runs across the panel (rows of A, columns of B) and k along it.
+struct PackSource {
+  const void* src;
+  const int64_t* w_offset;  // [width]
+  const int64_t* k_offset;  // [depth]
+  int64_t k_step;           // k_offset[k + 1] - k_offset[k], kNoStep where it varies
+  bool conj;
+  // A second factor, element by element: the packed value is src * scale.
+  const void* scale;              // nullptr: none
+  const int64_t* scale_w_offset;  // [width]
+  const int64_t* scale_k_offset;  // [depth]
+  int64_t scale_k_step;
+  bool conj_scale;
+  // The second reading of a folded square matrix, and where each w and k stands in it.
+  Fold fold;
+  const int64_t* w_offset2;  // [width]
+  const int64_t* k_offset2;  // [depth]
+  const int64_t* w_index;    // [width]
+  const int64_t* k_index;    // [depth]
+  double factor;             // multiplies every packed value
+};
+
+template <class T>
+struct GemmKernels {
+  int mr;  // rows of the register tile
+  int nr;  // columns of the register tile
+  int kc;  // depth of a block: the same for every size, so that sums are formed in the same order
+  int nc;  // columns of a packed block of B
+
+  // c[i, j] (+)= sum_p a[i, p] b[p, j] for i < rows <= mr, j < cols <= nr.
+  void (*tile)(int64_t rows, int64_t cols, int64_t depth,
+               const T* a, int64_t a_row, int64_t a_col,  // [rows, depth]
+               const T* b, int64_t ldb,                   // [depth, cols], unit column stride
+               T* c, int64_t ldc,                         // [rows, cols], unit column stride
+               bool accumulate);
+
+  // out[i * out_step] = sum_p a[i, p] x[p] for i < rows, a in storage type `dtype` with unit column
+  // stride.
+  void (*dot_rows)(Dtype dtype, int64_t rows, int64_t depth,
+                   const void* a, int64_t a_row,  // [rows, depth]
+                   const T* x,                    // [depth]
+                   T* out, int64_t out_step);
+
+  // dst[k * panel + w] for w < width, zeros for width <= w < panel.
+  void (*pack)(Dtype dtype, T* dst, int64_t panel, int64_t width, int64_t depth,
+               const PackSource& source);
+  // Complex operands, as the real 2x2 matrices [re, -im; im, re] of which complex numbers are
+  // made: each entry of A becomes two rows and two columns, each entry of B two rows (re above
+  // im), and the real product then holds re and im of C in alternate rows.
+  // `panel` counts real rows of A (even) or columns of B; depth counts complex entries.
+  void (*pack_complex_rows)(T* dst, int64_t panel, int64_t width, int64_t depth,
+                            const PackSource& source);
+  void (*pack_complex_cols)(T* dst, int64_t panel, int64_t width, int64_t depth,
+                            const PackSource& source);
+
+  // Storage to accumulator and back, `count` elements with the given element steps.
+  void (*load)(Dtype dtype, int64_t count, const void* src, int64_t step, T* dst);
+  void (*store)(Dtype dtype, int64_t count, const T* src, void* dst, int64_t step);
+};
+
+const GemmKernels<float>& gemm_kernels_scalar(float);
+const GemmKernels<double>& gemm_kernels_scalar(double);
+const GemmKernels<float>& gemm_kernels_avx2(float);
+const GemmKernels<double>& gemm_kernels_avx2(double);
+const GemmKernels<float>& gemm_kernels_avx512(float);
+const GemmKernels<double>& gemm_kernels_avx512(double);
+
+}  // namespace matcalc::cpu

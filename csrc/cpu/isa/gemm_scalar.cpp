@@ -1,0 +1,22 @@
+// The gemm micro-kernels for any processor: 16-byte vectors.
+#include "gemm_kernels.h"
+#include "vec_scalar.h"
+
+namespace matcalc::cpu {
+namespace {
+
+// 12 accumulators + 2 for B + 1 broadcast <= 16 registers.
+constexpr int kTileRows = 6;
+constexpr int kTileVectors = 2;
+
+#include "gemm_kernels.inc"
+
+constexpr GemmKernels<float> kFloat = make_gemm_kernels<float>();
+constexpr GemmKernels<double> kDouble = make_gemm_kernels<double>();
+
+}  // namespace
+
+const GemmKernels<float>& gemm_kernels_scalar(float) { return kFloat; }
+const GemmKernels<double>& gemm_kernels_scalar(double) { return kDouble; }
+
+}  // namespace matcalc::cpu

@@ -1,0 +1,158 @@
+// Vec in 256-bit registers: AVX2, FMA, F16C.
+#pragma once
+
+#include <immintrin.h>
+
+#include "vec.h"
+
+namespace matcalc::cpu {
+namespace {
+
+// The first n lanes set, for the masked loads and stores, which touch no memory of the others.
+inline __m256i first_lanes32(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),
+                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline __m256i first_lanes64(int64_t n) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+
+// AVX2 has no masked load of 16-bit elements; n <= 8. The sizes are spelled out so that the
+// copies become plain moves.
+inline __m128i load_first16(const void* p, int64_t n) {
+  const char* from = static_cast<const char*>(p);
+  uint16_t lanes[8] = {};
+  char* to = reinterpret_cast<char*>(lanes);
+  if (n & 8) return _mm_loadu_si128(static_cast<const __m128i*>(p));
+  if (n & 4) {
+    std::memcpy(to, from, 8);
+    to += 8;
+    from += 8;
+  }
+  if (n & 2) {
+    std::memcpy(to, from, 4);
+    to += 4;
+    from += 4;
+  }
+  if (n & 1) std::memcpy(to, from, 2);
+  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(lanes));
+}
+inline void store_first16(__m128i v, void* p, int64_t n) {
+  char* to = static_cast<char*>(p);
+  uint16_t lanes[8];
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(lanes), v);
+  const char* from = reinterpret_cast<const char*>(lanes);
+  if (n & 8) {
+    std::memcpy(to, from, 16);
+    return;
+  }
+  if (n & 4) {
+    std::memcpy(to, from, 8);
+    to += 8;
+    from += 8;
+  }
+  if (n & 2) {
+    std::memcpy(to, from, 4);
+    to += 4;
+    from += 4;
+  }
+  if (n & 1) std::memcpy(to, from, 2);
+}
+
+inline __m256 widen8(__m128i v, const Bf16*) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
+}
+inline __m256 widen8(__m128i v, const F16*) { return _mm256_cvtph_ps(v); }
+
+inline __m128i narrow8(__m256 v, const F16*) {
+  return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline __m128i narrow8(__m256 v, const Bf16*) {
+  const __m256i bits = _mm256_castps_si256(v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  __m256i r = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  r = _mm256_srli_epi32(r, 16);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  r = _mm256_blendv_epi8(r, _mm256_set1_epi32(0x7fc0), nan);
+  return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
+}
+
+template <>
+struct Vec<float> {
+  static constexpr int kWidth = 8;
+  __m256 v;
+
+  static inline Vec zero() { return {_mm256_setzero_ps()}; }
+  static inline Vec set1(float t) { return {_mm256_set1_ps(t)}; }
+  static inline Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  static inline Vec load(const float* p, int64_t n) {
+    return {_mm256_maskload_ps(p, first_lanes32(n))};
+  }
+  template <class T>  // Bf16, F16
+  static inline Vec load(const T* p) {
+    return {widen8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), p)};
+  }
+  template <class T>
+  static inline Vec load(const T* p, int64_t n) {
+    return {widen8(load_first16(p, n), p)};
+  }
+  inline Vec first(int64_t n) const {
+    return {_mm256_and_ps(v, _mm256_castsi256_ps(first_lanes32(n)))};
+  }
+  inline void store(float* p) const { _mm256_storeu_ps(p, v); }
+  inline void store(float* p, int64_t n) const { _mm256_maskstore_ps(p, first_lanes32(n), v); }
+  template <class T>
+  inline void store(T* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow8(v, p));
+  }
+  template <class T>
+  inline void store(T* p, int64_t n) const {
+    store_first16(narrow8(v, p), p, n);
+  }
+};
+
+template <>
+struct Vec<double> {
+  static constexpr int kWidth = 4;
+  __m256d v;
+
+  static inline Vec zero() { return {_mm256_setzero_pd()}; }
+  static inline Vec set1(double t) { return {_mm256_set1_pd(t)}; }
+  static inline Vec load(const double* p) { return {_mm256_loadu_pd(p)}; }
+  static inline Vec load(const double* p, int64_t n) {
+    return {_mm256_maskload_pd(p, first_lanes64(n))};
+  }
+  inline Vec first(int64_t n) const {
+    return {_mm256_and_pd(v, _mm256_castsi256_pd(first_lanes64(n)))};
+  }
+  inline void store(double* p) const { _mm256_storeu_pd(p, v); }
+  inline void store(double* p, int64_t n) const { _mm256_maskstore_pd(p, first_lanes64(n), v); }
+};
+
+inline Vec<float> operator+(Vec<float> a, Vec<float> b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline Vec<float> operator-(Vec<float> a, Vec<float> b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline Vec<float> operator*(Vec<float> a, Vec<float> b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return {_mm256_fmadd_ps(a.v, b.v, c.v)};
+}
+inline float reduce_add(Vec<float> a) {
+  __m128 r = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  r = _mm_add_ps(r, _mm_movehl_ps(r, r));
+  r = _mm_add_ss(r, _mm_movehdup_ps(r));
+  return _mm_cvtss_f32(r);
+}
+
+inline Vec<double> operator+(Vec<double> a, Vec<double> b) { return {_mm256_add_pd(a.v, b.v)}; }
+inline Vec<double> operator-(Vec<double> a, Vec<double> b) { return {_mm256_sub_pd(a.v, b.v)}; }
+inline Vec<double> operator*(Vec<double> a, Vec<double> b) { return {_mm256_mul_pd(a.v, b.v)}; }
+inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return {_mm256_fmadd_pd(a.v, b.v, c.v)};
+}
+inline double reduce_add(Vec<double> a) {
+  __m128d r = _mm_add_pd(_mm256_castpd256_pd128(a.v), _mm256_extractf128_pd(a.v, 1));
+  r = _mm_add_sd(r, _mm_unpackhi_pd(r, r));
+  return _mm_cvtsd_f64(r);
+}
+
+}  // namespace
+}  // namespace matcalc::cpu

@@ -1,0 +1,47 @@
+// From positions in a list of dimensions to offsets in an operand.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "../kernels.h"
+
+namespace matcalc::cpu {
+
+// Where position `index` (last dimension fastest) lies in the operand that `stride` names.
+template <class D>
+int64_t offset_of(const DimList<D>& dims, int64_t D::* stride, int64_t index) {
+  int64_t offset = 0;
+  for (int i = dims.count - 1; i > 0; --i) {
+    const int64_t rest = index / dims[i].size;
+    offset += (index - rest * dims[i].size) * (dims[i].*stride);
+    index = rest;
+  }
+  return dims.count == 0 ? offset : offset + index * (dims[0].*stride);
+}
+
+// The offsets of positions [begin, end), into out[0 ...].
+template <class D>
+void offsets_of(const DimList<D>& dims, int64_t D::* stride, int64_t begin, int64_t end,
+                int64_t* out) {
+  const int64_t size = dims.count == 0 ? 1 : dims[dims.count - 1].size;
+  const int64_t step = dims.count == 0 ? 0 : dims[dims.count - 1].*stride;
+  while (begin < end) {  // one run along the innermost dimension at a time
+    const int64_t run = std::min(end - begin, size - begin % size);
+    int64_t offset = offset_of(dims, stride, begin);
+    for (int64_t i = 0; i < run; ++i, offset += step) *out++ = offset;
+    begin += run;
+  }
+}
+
+// The one step between consecutive positions, or `none` where there is no such number.
+template <class D>
+int64_t uniform_step(const DimList<D>& dims, int64_t D::* stride, int64_t none) {
+  if (dims.count == 0) return 0;
+  for (int i = 0; i + 1 < dims.count; ++i) {
+    if (dims[i].*stride != dims[i + 1].*stride * dims[i + 1].size) return none;
+  }
+  return dims[dims.count - 1].*stride;
+}
+
+}  // namespace matcalc::cpu

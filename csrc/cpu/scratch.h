@@ -1,0 +1,60 @@
+// Working memory of the drivers: one buffer per thread that only grows, so that packing costs no
+// page faults after the first call.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+namespace matcalc::cpu {
+
+class Scratch {
+ public:
+  // The calling thread's buffer, emptied. One driver frame at a time uses it: a frame takes all it
+  // needs before it calls anything that may start another.
+  static Scratch& local() {
+    thread_local Scratch scratch;
+    scratch.used_ = 0;
+    return scratch;
+  }
+
+  // Makes room for `bytes` in all; take() never moves what was taken before.
+  void reserve(size_t bytes) {
+    if (bytes <= capacity_) return;
+    std::free(data_);
+    data_ = nullptr;
+    capacity_ = 0;
+    const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    data_ = static_cast<std::byte*>(std::aligned_alloc(kAlignment, rounded));
+    if (data_ == nullptr) throw std::bad_alloc();
+    capacity_ = rounded;
+  }
+
+  template <class T>
+  T* take(int64_t count) {
+    T* taken = reinterpret_cast<T*>(data_ + used_);
+    used_ += size_of<T>(count);
+    return taken;
+  }
+
+  template <class T>
+  static constexpr size_t size_of(int64_t count) {
+    return (static_cast<size_t>(count) * sizeof(T) + kLine - 1) / kLine * kLine;
+  }
+
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { std::free(data_); }
+
+ private:
+  static constexpr size_t kLine = 64;
+  static constexpr size_t kAlignment = 4096;
+  Scratch() = default;
+
+  std::byte* data_ = nullptr;
+  size_t capacity_ = 0;
+  size_t used_ = 0;
+};
+
+}  // namespace matcalc::cpu

@@ -1,0 +1,187 @@
+#include "contraction.h"
+#include "ops.h"
+
+namespace matcalc {
+namespace {
+
+// Up to this many outputs one matrix product per output (the whole register tile busy) costs less
+// than a single one that is `out` columns wide and makes an I*J wide operand on the way in.
+constexpr int64_t kFewOutputs = 16;
+
+// input1 is (..., in1), input2 (..., in2) with the same leading dimensions, weight (out, in1, in2).
+struct NnBilinearShape {
+  int64_t lead;
+  int64_t in1, in2, out;
+  Dims result;
+};
+
+NnBilinearShape nn_bilinear_shape(const char* op, const Operand& x1, const Operand& x2,
+                                  const Operand& w) {
+  check_min_dim(op, x1, 1);
+  check_min_dim(op, x2, 1);
+  if (w.dim != 3) {
+    fail(op, ": weight has shape ", w.shape(), ", expected (out, in1, in2)");
+  }
+  NnBilinearShape shape;
+  shape.lead = x1.dim - 1;
+  shape.in1 = w.size(2);
+  shape.in2 = w.size(1);
+  shape.out = w.size(3);
+  bool same = x1.dim == x2.dim;
+  for (int64_t d = 0; same && d < shape.lead; ++d) same = x1.sizes[d] == x2.sizes[d];
+  if (!same) {
+    fail(op, ": input1 has shape ", x1.shape(), " and input2 has shape ", x2.shape(),
+         ", expected the same leading dimensions");
+  }
+  if (x1.size(1) != shape.in1) {
+    fail(op, ": input1 has ", x1.size(1), " entries in its last dimension, weight ", w.shape(),
+         " takes ", shape.in1);
+  }
+  if (x2.size(1) != shape.in2) {
+    fail(op, ": input2 has ", x2.size(1), " entries in its last dimension, weight ", w.shape(),
+         " takes ", shape.in2);
+  }
+  for (int64_t d = 0; d < shape.lead; ++d) shape.result.push(x1.sizes[d]);
+  shape.result.push(shape.out);
+  return shape;
+}
+
+const char* offset(const Call& call, const void* data, int64_t elements) {
+  return static_cast<const char*>(data) + elements * dtype_size(call.dtype);
+}
+
+// One output at a time: T[..., j] = sum_i x1[..., i] W[o, i, j], Z[..., o] = sum_j T x2 + bias[o].
+void few_outputs(const Call& call, const NnBilinearShape& shape, const Operand& x1,
+                 const Operand& x2, const Operand& w, const Operand* bias, const Result& z) {
+  Dims kept = shape.result;
+  kept.sizes[shape.lead] = shape.in2;
+  const Result t = call.intermediate(kept);
+  for (int64_t o = 0; o < shape.out; ++o) {
+    ContractionBuilder first(call, {x1.data}, {}, {offset(call, w.data, o * w.stride(3))}, t.data);
+    void* z_o = const_cast<char*>(offset(call, z.data, o));
+    ContractionBuilder second(call, {t.data}, {}, {x2.data}, z_o);
+    first.intermediate_c();
+    second.intermediate_a();
+    for (int64_t d = 0; d < shape.lead; ++d) {
+      first.add({x1.sizes[d], x1.strides[d], 0, 0, t.strides[d]});
+      second.add({x1.sizes[d], t.strides[d], 0, x2.strides[d], z.strides[d]});
+    }
+    first.add({shape.in2, 0, 0, w.stride(1), 1});
+    first.add({shape.in1, x1.stride(1), 0, w.stride(2), 0});
+    if (bias != nullptr) {
+      second.add_bias(offset(call, bias->data, o * bias->stride(1)), 0, 1, 0, 1);
+    }
+    second.add({shape.in2, 1, 0, x2.stride(1), 0});
+    first.run();
+    second.run();
+  }
+}
+
+}  // namespace
+
+// Z[..., o] = sum_ij x1[..., i] W[o, i, j] x2[..., j] + bias[o]
+Tensor nn_bilinear(const Tensor& input1, const Tensor& input2, const Tensor& weight,
+                   const OptionalTensor& bias) {
+  const char* op = "nn_bilinear";
+  const Operand x1(op, "input1", input1), x2(op, "input2", input2), w(op, "weight", weight);
+  std::optional<Operand> b;
+  if (bias.has_value()) b.emplace(op, "bias", *bias);
+  const Operand* b_or_null = b.has_value() ? &*b : nullptr;
+  const Call call = check_operands(op, {&x1, &x2, &w, b_or_null});
+  const NnBilinearShape shape = nn_bilinear_shape(op, x1, x2, w);
+  if (b.has_value() && (b->dim != 1 || b->sizes[0] != shape.out)) {
+    fail(op, ": bias has shape ", b->shape(), ", expected [", shape.out, "], the first of weight's ",
+         "dimensions");
+  }
+  Result z = call.empty(shape.result);
+  if (z.numel == 0) return z.take();
+
+  if (shape.out < kFewOutputs && shape.in1 != 0 && shape.in2 != 0) {
+    few_outputs(call, shape, x1, x2, w, b_or_null, z);
+    return z.take();
+  }
+  ContractionBuilder builder(call, {x2.data}, {x1.data}, {w.data}, z.data);
+  for (int64_t d = 0; d < shape.lead; ++d) {
+    builder.add({x1.sizes[d], x2.strides[d], x1.strides[d], 0, z.strides[d]});
+  }
+  if (b.has_value()) {
+    builder.add_bias(b->data, b->stride(1), shape.out, w.stride(3), 1);
+  } else {
+    builder.add({shape.out, 0, 0, w.stride(3), 1});
+  }
+  builder.add({shape.in1, 0, x1.stride(1), w.stride(2), 0});
+  builder.add({shape.in2, x2.stride(1), 0, w.stride(1), 0});
+  builder.run();
+  return z.take();
+}
+
+// dx1[..., i] = sum_oj g[..., o] conj(W[o, i, j] x2[..., j]),  dx2[..., j] = sum_oi g conj(W x1),
+// dW[o, i, j] = sum_... g[..., o] conj(x1[..., i] x2[..., j]),  dbias[o] = sum_... g[..., o]
+Gradients4 nn_bilinear_backward(const Tensor& grad, const Tensor& input1, const Tensor& input2,
+                                const Tensor& weight, bool need_input1, bool need_input2,
+                                bool need_weight, bool need_bias) {
+  const char* op = "nn_bilinear_backward";
+  const Operand g(op, "grad", grad), x1(op, "input1", input1), x2(op, "input2", input2);
+  const Operand w(op, "weight", weight);
+  const Call call = check_operands(op, {&x1, &x2, &w, &g});
+  const NnBilinearShape shape = nn_bilinear_shape(op, x1, x2, w);
+  check_grad_shape(op, g, shape.result);
+
+  Gradients4 gradients;
+  if (need_input1) {
+    Result dx1 = call.empty_like(x1);
+    if (dx1.numel != 0) {
+      ContractionBuilder builder(call, {x2.data, true}, {g.data}, {w.data, true}, dx1.data);
+      for (int64_t d = 0; d < shape.lead; ++d) {
+        builder.add({x1.sizes[d], x2.strides[d], g.strides[d], 0, dx1.strides[d]});
+      }
+      builder.add({shape.in1, 0, 0, w.stride(2), 1});
+      builder.add({shape.out, 0, g.stride(1), w.stride(3), 0});
+      builder.add({shape.in2, x2.stride(1), 0, w.stride(1), 0});
+      builder.run();
+    }
+    std::get<0>(gradients) = dx1.take();
+  }
+  if (need_input2) {
+    Result dx2 = call.empty_like(x2);
+    if (dx2.numel != 0) {
+      ContractionBuilder builder(call, {x1.data, true}, {g.data}, {w.data, true}, dx2.data);
+      for (int64_t d = 0; d < shape.lead; ++d) {
+        builder.add({x1.sizes[d], x1.strides[d], g.strides[d], 0, dx2.strides[d]});
+      }
+      builder.add({shape.in2, 0, 0, w.stride(1), 1});
+      builder.add({shape.out, 0, g.stride(1), w.stride(3), 0});
+      builder.add({shape.in1, x1.stride(1), 0, w.stride(2), 0});
+      builder.run();
+    }
+    std::get<1>(gradients) = dx2.take();
+  }
+  if (need_weight) {
+    Result dw = call.empty_like(w);
+    if (dw.numel != 0) {
+      ContractionBuilder builder(call, {x1.data, true}, {g.data}, {x2.data, true}, dw.data);
+      for (int64_t d = 0; d < shape.lead; ++d) {
+        builder.add({x1.sizes[d], x1.strides[d], g.strides[d], x2.strides[d], 0});
+      }
+      builder.add({shape.out, 0, g.stride(1), 0, dw.strides[0]});
+      builder.add({shape.in1, x1.stride(1), 0, 0, dw.strides[1]});
+      builder.add({shape.in2, 0, 0, x2.stride(1), 1});
+      builder.run();
+    }
+    std::get<2>(gradients) = dw.take();
+  }
+  if (need_bias) {
+    const int64_t size = shape.out;
+    Result db = call.empty(&size, 1);
+    if (db.numel != 0) {
+      DimList<LoopDim> dims;
+      for (int64_t d = 0; d < shape.lead; ++d) dims.push({x1.sizes[d], 0, 0, g.strides[d], 0});
+      dims.push({shape.out, 0, 0, g.stride(1), 1});
+      run_sum(call, dims, g.data, db.data);
+    }
+    std::get<3>(gradients) = db.take();
+  }
+  return gradients;
+}
+
+}  // namespace matcalc
