@@ -3,6 +3,7 @@
 // includes exactly one:
 //
 //   Vec<T>::kWidth                    elements in a register
+//   kVectorRegisters                  how many of them there are
 //   Vec<T>::zero(), Vec<T>::set1(t)
 //   Vec<T>::load(p)                   kWidth elements at p, of any alignment
 //   Vec<T>::load(p, n)                the first n <= kWidth, then zeros; reads nothing past them

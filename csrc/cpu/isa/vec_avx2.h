@@ -8,6 +8,8 @@
 namespace matcalc::cpu {
 namespace {
 
+constexpr int kVectorRegisters = 16;
+
 // The first n lanes set, for the masked loads and stores, which touch no memory of the others.
 inline __m256i first_lanes32(int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),

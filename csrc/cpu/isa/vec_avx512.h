@@ -8,6 +8,8 @@
 namespace matcalc::cpu {
 namespace {
 
+constexpr int kVectorRegisters = 32;
+
 // The first n lanes set, n <= 16. Masked loads and stores touch no memory of the other lanes.
 inline __mmask16 first_lanes16(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
 inline __mmask8 first_lanes8(int64_t n) { return static_cast<__mmask8>((1u << n) - 1); }

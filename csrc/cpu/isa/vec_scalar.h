@@ -6,6 +6,12 @@
 namespace matcalc::cpu {
 namespace {
 
+#if defined(__aarch64__)
+constexpr int kVectorRegisters = 32;
+#else
+constexpr int kVectorRegisters = 16;
+#endif
+
 // The raw register of Vec<T>.
 typedef float Float4 __attribute__((vector_size(16)));
 typedef double Double2 __attribute__((vector_size(16)));

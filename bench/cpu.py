@@ -1,0 +1,286 @@
+"""Times matcalc_ext against what torch offers, on the CPU.
+
+Every case is checked against a float64 reference first. Ours and each peer then take turns in one
+process, so that a change in the machine's speed meets all of them; a figure is the median of the
+rounds, and the ratio is the best peer's time divided by ours (above 1: ours is faster).
+
+    python bench/cpu.py [--threads N] [--rounds N] [--only TEXT] [--json FILE]
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
+import matcalc_ext as mx
+from matcalc_ext import _C
+
+Result = Tensor | tuple[Tensor, ...]
+
+
+@dataclass
+class Case:
+    """One row: the same work done by ours and by each peer."""
+
+    group: str
+    name: str
+    ours: Callable[[], Result]
+    peers: dict[str, Callable[[], Result]]
+    tolerance: float
+
+
+def forward_backward(
+    function: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad: Tensor
+) -> Callable[[], Result]:
+    """The training step of one op: its value and every input's gradient."""
+
+    def step() -> Result:
+        value = function(*inputs)
+        return (value.detach(), *torch.autograd.grad(value, inputs, grad))
+
+    return step
+
+
+def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64).to(dtype).requires_grad_()
+
+
+def overhead_cases() -> Iterator[Case]:
+    """n = 16: the arithmetic is nothing, the call is all."""
+    n, one = 16, torch.ones(())
+    y, A, x, B, g = leaf(n), leaf(n, n), leaf(n), leaf(n, n), torch.randn(n, n)
+    group = "call overhead, n = 16, forward + backward"
+    yield Case(
+        group,
+        "bilinear",
+        forward_backward(mx.bilinear, (y, A, x), one),
+        {"y @ (A @ x)": forward_backward(lambda y, A, x: y @ (A @ x), (y, A, x), one)},
+        1e-4,
+    )
+    yield Case(
+        group,
+        "quadratic",
+        forward_backward(mx.quadratic, (x, A), one),
+        {"x @ (A @ x)": forward_backward(lambda x, A: x @ (A @ x), (x, A), one)},
+        1e-4,
+    )
+    yield Case(
+        group,
+        "matmul",
+        forward_backward(mx.matmul, (A, B), g),
+        {"torch.matmul": forward_backward(torch.matmul, (A, B), g)},
+        1e-4,
+    )
+
+
+def matmul_cases() -> Iterator[Case]:
+    for dtype in (torch.float32, torch.float64):
+        for n in (64, 128, 256, 512, 1024):
+            a, b, g = leaf(n, n, dtype=dtype), leaf(n, n, dtype=dtype), torch.randn(n, n).to(dtype)
+            # Where an operator rounds differently, results of size sqrt(n) differ by some eps.
+            tolerance = 64 * torch.finfo(dtype).eps * n
+            for kind, ours, peer in (
+                ("forward", lambda a=a, b=b: mx.matmul(a.data, b.data), None),
+                ("forward + backward", forward_backward(mx.matmul, (a, b), g), torch.matmul),
+            ):
+                torch_step = (
+                    (lambda a=a, b=b: torch.matmul(a.data, b.data))
+                    if peer is None
+                    else forward_backward(peer, (a, b), g)
+                )
+                yield Case(
+                    f"matmul {str(dtype)[6:]}, {kind}",
+                    f"n = {n}",
+                    ours,
+                    {"torch.matmul": torch_step},
+                    tolerance,
+                )
+
+
+def form_cases() -> Iterator[Case]:
+    for n in (256, 1024, 4096):
+        y, A, x, one = leaf(n), leaf(n, n), leaf(n), torch.ones(())
+        yield Case(
+            "bilinear, one matrix, forward + backward",
+            f"n = {n}",
+            forward_backward(mx.bilinear, (y, A, x), one),
+            {"y @ (A @ x)": forward_backward(lambda y, A, x: y @ (A @ x), (y, A, x), one)},
+            1e-3 * n,
+        )
+        fixed = A.detach()
+        yield Case(
+            "bilinear, gradients of the vectors alone",
+            f"n = {n}",
+            forward_backward(lambda y, x, A=fixed: mx.bilinear(y, A, x), (y, x), one),
+            {
+                "y @ (A @ x)": forward_backward(
+                    lambda y, x, A=fixed: y @ (A @ x), (y, x), one
+                )
+            },
+            1e-3 * n,
+        )
+    for batch, n in ((4096, 16), (1024, 64)):
+        y, A, x, g = leaf(batch, n), leaf(batch, n, n), leaf(batch, n), torch.randn(batch)
+
+        def einsum(y: Tensor, A: Tensor, x: Tensor) -> Tensor:
+            return torch.einsum("bi,bij,bj->b", y, A, x)
+
+        def composed(y: Tensor, A: Tensor, x: Tensor) -> Tensor:
+            return (y.unsqueeze(-2) @ A @ x.unsqueeze(-1)).squeeze(-1).squeeze(-1)
+
+        yield Case(
+            "bilinear, a matrix per item, forward + backward",
+            f"{batch} of {n} x {n}",
+            forward_backward(mx.bilinear, (y, A, x), g),
+            {
+                "einsum": forward_backward(einsum, (y, A, x), g),
+                "y @ A @ x": forward_backward(composed, (y, A, x), g),
+            },
+            1e-3 * n,
+        )
+
+
+def nn_bilinear_cases() -> Iterator[Case]:
+    for batch, in1, in2, out in ((32, 64, 64, 64), (128, 128, 128, 128), (256, 256, 256, 64)):
+        x1, x2 = leaf(batch, in1), leaf(batch, in2)
+        weight, bias, g = leaf(out, in1, in2), leaf(out), torch.randn(batch, out)
+
+        def einsum(x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return torch.einsum("bi,oij,bj->bo", x1, weight, x2) + bias
+
+        def outer(x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            pairs = (x1.unsqueeze(-1) * x2.unsqueeze(-2)).flatten(-2)
+            return pairs @ weight.flatten(-2).mT + bias
+
+        inputs = (x1, x2, weight, bias)
+        yield Case(
+            "nn bilinear, forward + backward",
+            f"{batch}, {in1} x {in2} -> {out}",
+            forward_backward(mx.nn.functional.bilinear, inputs, g),
+            {
+                "F.bilinear": forward_backward(F.bilinear, inputs, g),
+                "einsum": forward_backward(einsum, inputs, g),
+                "outer product @ W": forward_backward(outer, inputs, g),
+            },
+            1e-4 * in1 * in2,
+        )
+
+
+GROUPS = (overhead_cases, matmul_cases, form_cases, nn_bilinear_cases)
+
+
+def check(case: Case) -> None:
+    """Raises AssertionError where ours and a peer do not agree."""
+    ours = case.ours()
+    for peer in case.peers.values():
+        theirs = peer()
+        pairs = zip(ours, theirs, strict=True) if isinstance(ours, tuple) else ((ours, theirs),)
+        for got, expected in pairs:
+            torch.testing.assert_close(got, expected, rtol=1e-3, atol=case.tolerance)
+
+
+def time_in_turn(functions: list[Callable[[], Result]], rounds: int) -> list[list[float]]:
+    """Seconds per call of each function in each round; the functions take turns."""
+    repeats = []
+    for function in functions:
+        function()
+        start = time.perf_counter()
+        function()
+        repeats.append(max(1, round(0.02 / (time.perf_counter() - start))))
+    seconds: list[list[float]] = [[] for _ in functions]
+    for _ in range(rounds):
+        for index, function in enumerate(functions):
+            start = time.perf_counter()
+            for _ in range(repeats[index]):
+                function()
+            seconds[index].append((time.perf_counter() - start) / repeats[index])
+    return seconds
+
+
+def environment(threads: int) -> dict[str, object]:
+    def first_line(command: list[str]) -> str:
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return "unknown"
+
+    model = "unknown"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].split(":", 1)[1].strip() if lines else model
+    return {
+        "processor": model,
+        "instruction set": _C.cpu_isa(),
+        "threads": threads,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": first_line(["git", "describe", "--always", "--dirty"]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time matcalc_ext against torch on the CPU.")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", default="", help="only groups whose name contains this text")
+    parser.add_argument("--json", type=Path, help="write the rows here too")
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    console = Console()
+    where = environment(arguments.threads)
+    console.print(", ".join(f"{key}: {value}" for key, value in where.items()))
+    table = Table("case", "", "ours (us)", "best peer (us)", "", "ratio", "spread")
+    rows = []
+    cases = [case for group in GROUPS for case in group() if arguments.only in case.group]
+    with Progress(console=console, transient=True) as progress:
+        for case in progress.track(cases, description="timing"):
+            check(case)
+            names = list(case.peers)
+            ours, *peers = time_in_turn([case.ours, *case.peers.values()], arguments.rounds)
+            medians = [statistics.median(seconds) for seconds in peers]
+            best = min(range(len(names)), key=medians.__getitem__)
+            # Round by round, so that both sides of a ratio saw the same machine.
+            ratios = sorted(p / o for p, o in zip(peers[best], ours, strict=True))
+            ratio = statistics.median(ratios)
+            rows.append(
+                {
+                    "group": case.group,
+                    "case": case.name,
+                    "ours": statistics.median(ours),
+                    "peers": dict(zip(names, medians, strict=True)),
+                    "ratio": ratio,
+                }
+            )
+            table.add_row(
+                case.group,
+                case.name,
+                f"{statistics.median(ours) * 1e6:.1f}",
+                f"{medians[best] * 1e6:.1f}",
+                names[best],
+                f"{ratio:.2f}",
+                f"{ratios[0]:.2f} to {ratios[-1]:.2f}",
+            )
+    console.print(table)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps({"environment": where, "rows": rows}, indent=1))
+        console.print(f"rows written to {arguments.json}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The command line: `python -m matcalc_ext info` and `python -m matcalc_ext check`."""
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from . import _C, __version__, check
+
+
+def info() -> int:
+    """Prints what this installation is and what it found on this machine."""
+    built = _C.build_info()
+    forced = os.environ.get("MATCALC_CPU_ISA")
+    reason = f"MATCALC_CPU_ISA={forced}" if forced else "the fastest"
+    facts = {
+        "matcalc_ext": f"{__version__} in {os.path.dirname(__file__)}",
+        "torch": f"{torch.__version__} (built for {built['torch_target']} and later)",
+        "Python": f"{platform.python_version()} on {platform.platform()}",
+        "compiler": built["compiler"],
+        "CPU": f"{', '.join(_C.cpu_isas())}; in use: {_C.cpu_isa()} ({reason})",
+        "threads": f"{torch.get_num_threads()} (torch.set_num_threads)",
+        "CUDA": "no: this version has kernels for the CPU only",
+    }
+    for name, fact in facts.items():
+        print(f"{name:12} {fact}")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m matcalc_ext", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    commands.add_parser("info", help="show versions, instruction sets, threads and CUDA")
+    commands.add_parser("check", help="test every op and every derivative on this machine")
+    command = parser.parse_args(arguments).command
+    return info() if command == "info" else int(check.run() > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,316 @@
+"""What the ops have in common: the ways a call can take, and helpers for the rules.
+
+A public function takes one of four ways, from the rarest to the cheapest:
+
+1. torch.compile is tracing: it calls the dispatcher op, which the graph keeps as one node.
+2. A torch.func transform is active: `Function.apply`, which knows the transforms (20 us).
+3. A gradient or a tangent is wanted: the `apply` of the C base class of Function (5 us). It runs
+   the same static methods, without binding a signature at each call first.
+4. Nothing is wanted: the dispatcher op, below autograd.
+
+A direct call of `torch.ops.matcalc_ext.*`, the node of a compiled graph among them, comes from the
+dispatcher to the same ways by the kernels that `register` adds.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+from .. import _ops
+
+# Used at each call. All but the last two are as old as torch 2.0.
+transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+autocast_active: Callable[[], bool] = torch._C._is_any_autocast_enabled
+compiling: Callable[[], bool] = torch.compiler.is_compiling
+grad_enabled: Callable[[], bool] = torch.is_grad_enabled
+below_autograd = torch._C._AutoDispatchBelowAutograd
+# A tensor that outlived its transform (one saved for the backward pass of torch.func.vjp, say)
+# stands for the tensor inside it; the dispatcher unwraps it, Function's C base class does not.
+unwrap: Callable[[Tensor], Tensor] = torch._C._functorch.unwrap_if_dead  # type: ignore[attr-defined]
+is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor  # type: ignore[attr-defined]
+
+Rule = TypeVar("Rule", bound=Callable[..., Any])
+Grads = tuple[Tensor | None, ...]
+
+
+def fast_apply(function: type[Function]) -> Callable[..., Any]:
+    """`function.apply` of the C base class: right where no torch.func transform is active.
+
+    The node that it makes then calls `function.backward` itself, without torch's method in between
+    that looks up at each call which of two names the rule has.
+    """
+    function._backward_cls.apply = function.backward  # type: ignore[attr-defined]
+    return super(Function, function).apply  # type: ignore[misc, no-any-return]
+
+
+def save(ctx: Any, *tensors: Tensor | None) -> None:
+    """Keeps tensors for the rules; for the forward rule only where one can be called."""
+    ctx.save_for_backward(*tensors)
+    if forward_ad._current_level >= 0 or transforms_active():
+        ctx.save_for_forward(*tensors)
+
+
+def forward_rule(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a static `jvp(ctx, *tangents)` of `rule(ctx, primals, *tangents)`.
+
+    torch calls jvp with forward mode switched off, and switched off it stays for every transform
+    around the innermost: a forward derivative of a forward derivative would come out as zero. So it
+    is switched on again, on primals that have left their own tangents behind.
+    """
+
+    @wraps(rule)
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        with forward_ad._set_fwd_grad_enabled(True):
+            primals = [
+                t if t is None else forward_ad.unpack_dual(t, level=0).primal
+                for t in ctx.saved_tensors
+            ]
+            return rule(ctx, primals, *tangents)
+
+    return jvp
+
+
+def add(one: Tensor | None, two: Tensor | None) -> Tensor | None:
+    """The sum of two terms of a derivative, None standing for zero."""
+    if one is None or two is None:
+        return one if two is None else two
+    return one + two
+
+
+def add_all(terms: Sequence[Grads], count: int) -> Grads:
+    """The sums of the terms of `count` derivatives, None standing for zero."""
+    sums: Grads = (None,) * count
+    for term in terms:
+        sums = tuple(map(add, sums, term))
+    return sums
+
+
+def tangents(terms: Sequence[Grads], *likes: Tensor | None) -> Grads:
+    """The sums of the terms of each output's tangent, zeros where there is none to add.
+
+    `likes` are tensors of the outputs' shapes, None where the output is not wanted: torch takes no
+    None for the tangent of an output that it has.
+    """
+    return tuple(
+        None if like is None else torch.zeros_like(like) if total is None else total
+        for total, like in zip(add_all(terms, len(likes)), likes, strict=True)
+    )
+
+
+# --------------------------------------------------------------------------------------------
+# vmap
+
+
+class Batch(NamedTuple):
+    """The part of torch's vmap info that the rules read."""
+
+    batch_size: int
+
+
+def logical_shape(tensor: Tensor, dim: int | None) -> list[int]:
+    """The shape of one sample, where dimension `dim` is the one that vmap runs along."""
+    shape = list(tensor.shape)
+    if dim is not None:
+        del shape[dim]
+    return shape
+
+
+def batch_first(
+    tensor: Tensor, dim: int | None, own: int, rank: int, size: int | None = None
+) -> Tensor:
+    """`tensor` with the vmapped dimension first, then `rank` batch dimensions, then its `own`.
+
+    Without the dimension it is left as it is, for broadcasting to repeat it; with `size` it is
+    expanded, which an operand must be where each sample has a gradient of its own.
+    """
+    if dim is not None:
+        tensor = tensor.movedim(dim, 0)
+    elif size is not None:
+        tensor = tensor.expand(size, *tensor.shape)
+    else:
+        return tensor
+    for _ in range(rank - (tensor.dim() - 1 - own)):
+        tensor = tensor.unsqueeze(1)
+    return tensor
+
+
+def sample_shapes(
+    grads: Sequence[Tensor | None], size: int, *shapes: Sequence[int]
+) -> tuple[Grads, tuple[int | None, ...]]:
+    """What a vmap rule of a backward op returns: each gradient with the shape of its samples."""
+    outputs = tuple(
+        None if grad is None else grad.reshape(size, *shape)
+        for grad, shape in zip(grads, shapes, strict=True)
+    )
+    return outputs, tuple(None if grad is None else 0 for grad in grads)
+
+
+def legacy_vmap(rule: Callable[..., Any], *args: Any) -> Any:
+    """`rule` for a call under the vmap behind `torch.autograd.grad(is_grads_batched=True)`.
+
+    That is torch's first vmap, which autograd keeps for batches of gradients.
+    """
+    # Asking for the level means entering the next one.
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    for current in range(level, 0, -1):
+        operands: list[Any] = []
+        in_dims: list[int | None] = []
+        size = 0
+        for arg in args:
+            # Comes back with the batch in dimension 0, expanded to size 0 if it had none.
+            is_one = isinstance(arg, Tensor) and is_batched(arg)
+            moved = torch._remove_batch_dim(arg, current, 0, 0) if is_one else None
+            batched = moved is not None and moved.shape[0] > 0
+            operands.append(moved if batched else arg)
+            in_dims.append(0 if batched else None)
+            size = moved.shape[0] if moved is not None and batched else size
+        if size == 0:
+            continue
+        outputs, out_dims = rule(Batch(size), tuple(in_dims), *operands)
+        if isinstance(outputs, Tensor):
+            return torch._add_batch_dim(outputs, out_dims, current)
+        return tuple(
+            out if out is None or dim is None else torch._add_batch_dim(out, dim, current)
+            for out, dim in zip(outputs, out_dims, strict=True)
+        )
+    raise RuntimeError("matcalc_ext: batched tensors outside of the vmap that made them")
+
+
+def any_batched(grads: Grads) -> bool:
+    """Whether a call under the vmap of `legacy_vmap` brought these."""
+    return any(grad is not None and is_batched(grad) for grad in grads)
+
+
+# --------------------------------------------------------------------------------------------
+# Autocast
+
+
+def autocast(tensor: Any) -> Any:
+    """`tensor` as torch.matmul would take it here: floating point below float64 is cast."""
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        return tensor
+    device_type = tensor.device.type
+    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device_type):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device_type))
+
+
+# --------------------------------------------------------------------------------------------
+# Errors
+
+
+def problem(op: str, **arguments: Any) -> Exception | None:
+    """What the kernels cannot say about arguments they never see, or None."""
+    for name, value in arguments.items():
+        if value is None and name == "bias":
+            continue
+        if not isinstance(value, Tensor):
+            return TypeError(f"{op}: {name} is a {type(value).__name__}, expected a torch.Tensor")
+        kind = _unsupported(value)
+        if kind is not None:
+            return RuntimeError(
+                f"{op}: {name} is a {kind} tensor, expected a dense tensor (torch.strided)"
+            )
+    tensors = {name: value for name, value in arguments.items() if value is not None}
+    first_name, first = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        if tensor.device != first.device:
+            return RuntimeError(
+                f"{op}: {first_name} is on {first.device} and {name} is on {tensor.device}, "
+                "expected one device for all operands"
+            )
+    if first.device.type not in ("cpu", "meta"):
+        return RuntimeError(
+            f"{op}: {first_name} is on {first.device}, but this build of matcalc_ext has kernels "
+            "for the CPU only: move the operands with .cpu()"
+        )
+    return None
+
+
+def _unsupported(tensor: Tensor) -> str | None:
+    if tensor.is_nested:
+        return "nested"
+    if tensor.is_quantized:
+        return "quantized"
+    if tensor.layout == torch.strided:
+        return None
+    name = str(tensor.layout).removeprefix("torch.")
+    return "MKL-DNN" if name == "_mkldnn" else name.replace("_", " ")
+
+
+# --------------------------------------------------------------------------------------------
+# Kernels for direct calls of torch.ops.matcalc_ext.*
+
+_library = torch.library.Library("matcalc_ext", "IMPL")
+_AUTOCAST_KEYS = ("AutocastCPU", "AutocastCUDA")
+_AUTOCAST_SET = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.AutocastCUDA
+)
+_REFUSED_KEYS = (
+    *("SparseCPU", "SparseCsrCPU", "QuantizedCPU", "MkldnnCPU", "NestedTensorCPU"),
+    *("SparseCUDA", "SparseCsrCUDA", "QuantizedCUDA", "NestedTensorCUDA"),
+    *("SparseMeta", "SparseCsrMeta", "NestedTensorMeta"),
+)
+
+
+def register(
+    name: str, function: type[Function], route: Callable[..., Any], *, casts: bool = False
+) -> None:
+    """Brings direct calls of the dispatcher op `name` to `route`, which applies `function`.
+
+    `casts`: whether autocast lowers its arguments, which it does for the forward ops.
+    """
+    overload = getattr(torch.ops.matcalc_ext, name).default
+    schema = overload._schema
+    apply = fast_apply(function)
+
+    def arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
+        """All arguments in the schema's order; the dispatcher leaves defaults out."""
+        for i, argument in enumerate(schema.arguments):
+            if i < len(args):
+                yield args[i]
+            else:
+                yield kwargs.get(argument.name, argument.default_value)
+
+    def autograd_kernel(*args: Any, **kwargs: Any) -> Any:
+        if not grad_enabled() and forward_ad._current_level < 0:
+            with below_autograd():
+                return overload(*args, **kwargs)
+        return apply(*arguments(args, kwargs))
+
+    def transform_kernel(*args: Any, **kwargs: Any) -> Any:
+        if casts and autocast_active():
+            args = tuple(autocast(arg) for arg in args)
+        return route(*args, **kwargs)
+
+    def autocast_kernel(*args: Any, **kwargs: Any) -> Any:
+        # Below autograd the graph is made already, for the dtypes that came.
+        if not torch._C._dispatch_tls_is_dispatch_key_excluded(
+            torch._C.DispatchKey.AutogradFunctionality
+        ):
+            args = tuple(autocast(arg) for arg in args)
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_SET):
+            return overload(*args, **kwargs)
+
+    def batched_kernel(*args: Any, **kwargs: Any) -> Any:
+        return legacy_vmap(function.vmap, *arguments(args, kwargs))
+
+    def refusing_kernel(*args: Any, **kwargs: Any) -> Any:
+        names = (argument.name for argument in schema.arguments)
+        named = zip(names, arguments(args, kwargs), strict=True)
+        tensors = {n: value for n, value in named if isinstance(value, Tensor)}
+        raise problem(name, **tensors) or RuntimeError(f"{name}: expected dense tensors")
+
+    _library.impl(name, autograd_kernel, "Autograd")
+    _library.impl(name, transform_kernel, "FuncTorchDynamicLayerFrontMode")
+    _library.impl(name, batched_kernel, "Batched")
+    for key in _REFUSED_KEYS:
+        _library.impl(name, refusing_kernel, key)
+    if casts:
+        for key in _AUTOCAST_KEYS:
+            _library.impl(name, autocast_kernel, key)
