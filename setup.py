@@ -21,7 +21,6 @@ from setuptools.command.build_ext import build_ext
 TORCH_TARGET = (2, 10)  # the oldest torch the extension runs on: its stable ABI is what we use
 CXX = shlex.split(os.environ.get("CXX", "g++"))
 CXXFLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
-CXXFLAGS += ["-Wno-restrict"]  # GCC 12 sees overlaps in std::string where there are none
 AVX2 = "-mavx2 -mfma -mf16c"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512"
 # A file with the word in its name is compiled for that instruction set, and is called only where

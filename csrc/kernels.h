@@ -85,12 +85,12 @@ enum class Fold : int32_t {
 };
 
 struct Contraction {
-  // Storage of each operand. All the same, but that beside bfloat16 or float16 any of A, B and C may
-  // be float32: an intermediate of a low-precision op that must not be rounded. S and bias are
+  // Storage of each operand. All the same, but that beside bfloat16 or float16 any of A, B and C
+  // may be float32: an intermediate of a low-precision op that must not be rounded. S and bias are
   // stored as `dtype`; where S is present, so is A.
   Dtype dtype, dtype_a, dtype_b, dtype_c;
   const void* a;
-  const void* s;     // nullptr: no scale operand
+  const void* s;  // nullptr: no scale operand
   const void* b;
   const void* bias;  // nullptr: none. Runs along the single n dimension with stride bias_stride.
   void* c;           // written, never read; dimensions never overlap
@@ -99,7 +99,9 @@ struct Contraction {
   Fold fold;
   double scale;  // multiplies the sum (not the bias); 1 unless a formula carries a constant
   // Within each list the last dimension is the innermost. Sizes are at least 1 in batch, m and n
-  // (a size of 0 means no output: the op returns before this); a size of 0 in k leaves the bias.
+  // (a size of 0 means no output: the op returns before this); a size of 0 in k leaves the bias,
+  // and A and B are then not read. Dimensions of size 1 are left out, except the n dimension of a
+  // bias and the row and column dimensions of a fold: those are always there.
   DimList<ContractionDim> batch, m, n, k;
 };
 
@@ -118,7 +120,7 @@ struct FormDim {
 
 struct Form {
   Dtype dtype;
-  int64_t rows, cols;         // A is [rows, cols], y is [rows], x is [cols]
+  int64_t rows, cols;  // A is [rows, cols], y is [rows], x is [cols]
   const void *y, *a, *x;
   int64_t y_stride, a_row, a_col, x_stride;
   bool quadratic, symmetric;  // symmetric implies quadratic

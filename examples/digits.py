@@ -69,7 +69,9 @@ class Verification(nn.Module):
 
     def __init__(self, width: int = 128):
         super().__init__()
-        self.embed = nn.Sequential(nn.Linear(64, width), nn.Tanh())
+        self.embed = nn.Sequential(
+            nn.Linear(64, 2 * width), nn.GELU(), nn.Linear(2 * width, width), nn.Tanh()
+        )
         self.similarity = nn.Bilinear(width, width, 1)
 
     def forward(self, pairs: Tensor) -> Tensor:
@@ -120,7 +122,7 @@ class Task:
     train: Split
     test: Split
     batch: int
-    rate: float
+    epoch: int  # items of the training data that one epoch shows
 
 
 @dataclass
@@ -158,9 +160,15 @@ def pairs(split: Split, count: int, seed: int) -> Split:
     generator = torch.Generator().manual_seed(seed)
     first = torch.randint(len(split.targets), (count,), generator=generator)
     same = torch.arange(count) % 2 == 0
-    matches = split.targets[first][:, None] == split.targets[None, :]
-    fits = torch.where(same[:, None], matches, ~matches).float()
-    second = torch.multinomial(fits, 1, generator=generator).squeeze(1)
+    # In the order of the digits, those of one digit are a run, and all others the rest of a circle.
+    order = split.targets.argsort(stable=True)
+    sizes = split.targets.bincount()
+    size = sizes[split.targets[first]]
+    start = (sizes.cumsum(0) - sizes)[split.targets[first]]
+    u = torch.rand(count, generator=generator, dtype=torch.float64)
+    within = start + (u * size).long()
+    without = start + size + (u * (len(order) - size)).long()
+    second = order[torch.where(same, within, without % len(order))]
     return Split(torch.stack([split.inputs[first], split.inputs[second]], 1), same.float())
 
 
@@ -181,17 +189,17 @@ def tasks(seed: int) -> Iterator[Task]:
         train,
         test,
         batch=128,
-        rate=1e-3,
+        epoch=len(train.targets),
     )
     yield Task(
         "verification",
         (Verification, lambda: matcalc_ext.nn.swap(Verification())),
         F.binary_cross_entropy_with_logits,
         right_side,
-        pairs(train, 8192, seed + 1),
+        pairs(train, 32768, seed + 1),
         pairs(test, 4096, seed + 2),
         batch=256,
-        rate=1e-3,
+        epoch=8192,
     )
     yield Task(
         "discriminant",
@@ -204,7 +212,7 @@ def tasks(seed: int) -> Iterator[Task]:
         train,
         test,
         batch=128,
-        rate=1e-3,
+        epoch=len(train.targets),
     )
 
 
@@ -215,7 +223,7 @@ class Trainer:
         torch.manual_seed(seed)
         self.task = task
         self.model = task.make[version]()
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=task.rate)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
 
     def step(self, rows: Tensor) -> float:
         inputs, targets = self.task.train.inputs[rows], self.task.train.targets[rows]
@@ -257,11 +265,11 @@ def compare(task: Task, epochs: int, seed: int, progress: Progress) -> Result:
             raise SystemExit(f"{task.name}: the two versions start from different parameters")
     result = Result(task.name)
     shuffle = torch.Generator().manual_seed(seed)
-    count = len(task.train.targets)
-    bar = progress.add_task(task.name, total=epochs * (count // task.batch))
+    steps = task.epoch // task.batch
+    bar = progress.add_task(task.name, total=epochs * steps)
     for _ in range(epochs):
-        order = torch.randperm(count, generator=shuffle)
-        for step, rows in enumerate(order[: count - count % task.batch].split(task.batch)):
+        order = torch.randperm(len(task.train.targets), generator=shuffle)
+        for step, rows in enumerate(order[: steps * task.batch].split(task.batch)):
             for version in (0, 1) if step % 2 else (1, 0):  # neither always finds the data cached
                 start = time.perf_counter()
                 loss = trainers[version].step(rows)

@@ -4,6 +4,7 @@ The rules here are those of csrc/ops, with the same texts: they serve torch.comp
 tensors on the meta device, and the vmap rules, which need the shape of one sample.
 """
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 try:
+    # First by this call: where there is no _C, `from . import` would blame a circular import.
+    importlib.import_module("matcalc_ext._C")
     from . import _C as _C
 except ImportError as error:
     raise ImportError(

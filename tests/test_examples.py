@@ -3,6 +3,7 @@
 The numbers here are written out a second time, apart from the page, so that neither can drift.
 """
 
+import doctest
 import os
 import re
 import subprocess
@@ -179,6 +180,34 @@ def test_every_block_of_the_page_holds():
         exec(compile(code, f"{PAGE.name}: {title}", "exec"), names)
 
 
+def documented():
+    """Everything public that has a text of its own."""
+    for module in (mc, mc.nn, mc.nn.functional, mc.derivatives):
+        yield pytest.param(module, id=module.__name__)
+        for name in module.__all__:
+            value = getattr(module, name)
+            if callable(value):
+                yield pytest.param(value, id=f"{module.__name__}.{name}")
+
+
+@pytest.mark.parametrize("thing", list(documented()))
+def test_examples_in_the_texts(thing):
+    finder = doctest.DocTestFinder(recurse=False)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    names = {
+        "torch": torch,
+        "matcalc_ext": mc,
+        "derivatives": mc.derivatives,
+        "model": torch.nn.Linear(2, 3),
+        **{"y": torch.ones(3), "A": torch.ones(3, 2), "x": torch.ones(2)},
+    }
+    (test,) = finder.find(thing, thing.__name__, globs=names)
+    report = []
+    failed, tried = runner.run(test, out=report.append)
+    assert not failed, "".join(report)
+    assert tried or not callable(thing) or thing is mc.nn.Swap, "there is no example"
+
+
 def digits(folder, *options):
     plot = folder / "made" / "digits.png"
     package = str(Path(mc.__file__).parent.parent)  # the one that is under test
@@ -190,7 +219,7 @@ def digits(folder, *options):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     return done, plot

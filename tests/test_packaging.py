@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 
 import matcalc_ext
 
@@ -243,9 +244,21 @@ def test_one_version():
     assert f"## [{declared}]" in Path(ROOT, "CHANGELOG.md").read_text()
 
 
+def test_readme_use_runs():
+    (block,) = re.findall(r"```python\n(.*?)```", Path(ROOT, "README.md").read_text(), re.DOTALL)
+    names = {}
+    exec(block, names)
+    assert names["scores"].shape == (8,)
+    torch.testing.assert_close(names["A"].grad, names["y"].mT @ names["x"])
+    torch.testing.assert_close(names["H"], 2 * torch.eye(20))
+    assert {type(m) for m in names["model"]} == {matcalc_ext.nn.Linear, torch.nn.GELU}
+
+
 def import_failure(folder):
-    """The last line of a failed import of the matcalc_ext in `folder`."""
-    result = run(sys.executable, "-c", "import matcalc_ext", cwd=folder)
+    """What the failed import of the matcalc_ext in `folder` says."""
+    # Without site: the finder of an editable install would supply the module that is missing here.
+    path = os.pathsep.join([str(folder), str(SITE_PACKAGES)])
+    result = run(sys.executable, "-S", "-c", "import matcalc_ext", cwd=folder, PYTHONPATH=path)
     assert result.returncode == 1, result.stdout
     text = result.stderr[result.stderr.index("\nImportError: ") :]
     assert "matcalc_ext" in text
@@ -255,7 +268,7 @@ def import_failure(folder):
 
 def test_import_without_extension_says_how_to_build(tmp_path):
     text = import_failure(copy_tree(tmp_path, "matcalc_ext"))
-    assert "_C" in text
+    assert "No module named 'matcalc_ext._C'" in text
 
 
 def test_import_of_broken_extension_says_why(tmp_path):

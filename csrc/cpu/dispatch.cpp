@@ -6,6 +6,10 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace matcalc::cpu {
 namespace {
 
@@ -33,9 +37,18 @@ Isa parse(const std::string& source, const char* name) {
     throw std::runtime_error(source + " names \"" + name +
                              "\", which this CPU does not have; it has " + supported_names());
   }
-  throw std::runtime_error(source + " names \"" + name + "\", expected one of scalar, avx2, avx512" +
-                           "; this CPU has " + supported_names());
+  throw std::runtime_error(source + " names \"" + name +
+                           "\", expected one of scalar, avx2, avx512; this CPU has " +
+                           supported_names());
 }
+
+#if defined(__x86_64__)
+// Clang's __builtin_cpu_supports does not know "f16c".
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
 
 Isa default_isa() {
   const char* name = std::getenv(kVariable);
@@ -60,7 +73,7 @@ bool isa_supported(Isa isa) {
       return true;
     case Isa::kAvx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-             __builtin_cpu_supports("f16c");
+             has_f16c();
     case Isa::kAvx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&

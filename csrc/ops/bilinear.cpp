@@ -100,10 +100,9 @@ Gradients3 bilinear_backward(const Tensor& grad, const Tensor& y_tensor, const T
   check_grad_shape(op, g, batch);
   const int64_t m = A.size(2), n = A.size(1);
 
-  Result dy, dA, dx;
-  if (need_y) dy = call.empty_like(y);
-  if (need_A) dA = call.empty_like(A);
-  if (need_x) dx = call.empty_like(x);
+  Result dy = need_y ? call.empty_like(y) : Result();
+  Result dA = need_A ? call.empty_like(A) : Result();
+  Result dx = need_x ? call.empty_like(x) : Result();
   bool dy_left = dy.numel != 0, dx_left = dx.numel != 0;
 
   if (m != 0 && n != 0 && (dy_left || dx_left) && matrix_per_item(A, batch)) {

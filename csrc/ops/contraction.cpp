@@ -80,9 +80,9 @@ namespace {
 
 // Which of the three operands the intermediate product is made of; the third joins it afterwards.
 struct Pair {
-  int64_t LoopDim::*first;
-  int64_t LoopDim::*second;
-  int64_t LoopDim::*third;
+  int64_t LoopDim::* first;
+  int64_t LoopDim::* second;
+  int64_t LoopDim::* third;
 };
 
 constexpr Pair kPairs[] = {
@@ -121,7 +121,7 @@ void run_fused(const Call& call, const TripleProduct& product) {
 }
 
 void run_staged(const Call& call, const TripleProduct& product, const Pair& pair) {
-  const auto factor = [&](int64_t LoopDim::*operand) {
+  const auto factor = [&](int64_t LoopDim::* operand) {
     return operand == &LoopDim::a ? product.a : operand == &LoopDim::s ? product.s : product.b;
   };
   Dims kept;

@@ -12,12 +12,13 @@ struct LoopDim {
   int64_t a, s, b, c;
 };
 
-// C = bias + scale * sum over the dimensions that C lacks of A * S * B.
+// An input of a product.
 struct Factor {
   const void* data = nullptr;
   bool conj = false;
 };
 
+// C = bias + scale * sum over the dimensions that C lacks of A * S * B.
 class ContractionBuilder {
  public:
   ContractionBuilder(const Call& call, Factor a, Factor s, Factor b, void* c);
@@ -84,7 +85,7 @@ void order_and_merge(DimList<Dim>& dims, Key key, std::initializer_list<int64_t 
     Dim& outer = dims[last];
     const Dim& inner = dims[i];
     bool merge = true;
-    for (int64_t Dim::*stride : strides) {
+    for (int64_t Dim::* stride : strides) {
       merge = merge && outer.*stride == inner.size * (inner.*stride);
     }
     int64_t size;

@@ -9,7 +9,7 @@ struct LinearShape {
   bool one_output;  // weight is a vector: the output has no last dimension for it
   int64_t lead;     // leading dimensions of the input
   int64_t in, out;
-  int64_t w_out;    // stride
+  int64_t w_out;  // stride
   Dims result;
 };
 

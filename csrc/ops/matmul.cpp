@@ -64,8 +64,8 @@ Tensor matmul(const Tensor& a_tensor, const Tensor& b_tensor) {
   return out.take();
 }
 
-// dA[..., m, k] = sum_n g[..., m, n] conj(B[..., k, n]),  dB[..., k, n] = sum_m conj(A) g[..., m, n],
-// each summed over the batch dimensions along which its matrix was broadcast.
+// dA[..., m, k] = sum_n g[..., m, n] conj(B[..., k, n]),  dB[..., k, n] = sum_m conj(A) g[..., m,
+// n], each summed over the batch dimensions along which its matrix was broadcast.
 Gradients2 matmul_backward(const Tensor& grad, const Tensor& a_tensor, const Tensor& b_tensor,
                            bool need_a, bool need_b) {
   const char* op = "matmul_backward";

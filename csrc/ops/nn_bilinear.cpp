@@ -4,10 +4,6 @@
 namespace matcalc {
 namespace {
 
-// Up to this many outputs one matrix product per output (the whole register tile busy) costs less
-// than a single one that is `out` columns wide and makes an I*J wide operand on the way in.
-constexpr int64_t kFewOutputs = 16;
-
 // input1 is (..., in1), input2 (..., in2) with the same leading dimensions, weight (out, in1, in2).
 struct NnBilinearShape {
   int64_t lead;
@@ -46,13 +42,27 @@ NnBilinearShape nn_bilinear_shape(const char* op, const Operand& x1, const Opera
   return shape;
 }
 
+// Whether a product per output, rows x in2 wide, beats a single one that is `out` columns wide over
+// a generated operand of rows x (in1 in2) entries. Making that operand costs as much as eight
+// columns of the product, and as much again until some 128 columns keep the tiles busy (measured
+// with 16 to 512 inputs and 1 to 4096 rows); with few rows the single product is bound by packing
+// the whole weight. Against a product per output speaks its start, where the matrices are small.
+bool output_by_output(const NnBilinearShape& shape, int64_t rows) {
+  constexpr int64_t kFewOutputs = 8, kManyOutputs = 128, kFewRows = 64;
+  constexpr int64_t kLargeMatrix = 64 * 64;
+  if (shape.in1 == 0 || shape.in2 == 0) return false;
+  if (shape.out < kFewOutputs) return true;
+  return shape.in1 * shape.in2 >= kLargeMatrix && (shape.out < kManyOutputs || rows < kFewRows);
+}
+
 const char* offset(const Call& call, const void* data, int64_t elements) {
   return static_cast<const char*>(data) + elements * dtype_size(call.dtype);
 }
 
-// One output at a time: T[..., j] = sum_i x1[..., i] W[o, i, j], Z[..., o] = sum_j T x2 + bias[o].
-void few_outputs(const Call& call, const NnBilinearShape& shape, const Operand& x1,
-                 const Operand& x2, const Operand& w, const Operand* bias, const Result& z) {
+// T[..., j] = sum_i x1[..., i] W[o, i, j], Z[..., o] = sum_j T x2 + bias[o].
+void run_output_by_output(const Call& call, const NnBilinearShape& shape, const Operand& x1,
+                          const Operand& x2, const Operand& w, const Operand* bias,
+                          const Result& z) {
   Dims kept = shape.result;
   kept.sizes[shape.lead] = shape.in2;
   const Result t = call.intermediate(kept);
@@ -90,14 +100,14 @@ Tensor nn_bilinear(const Tensor& input1, const Tensor& input2, const Tensor& wei
   const Call call = check_operands(op, {&x1, &x2, &w, b_or_null});
   const NnBilinearShape shape = nn_bilinear_shape(op, x1, x2, w);
   if (b.has_value() && (b->dim != 1 || b->sizes[0] != shape.out)) {
-    fail(op, ": bias has shape ", b->shape(), ", expected [", shape.out, "], the first of weight's ",
-         "dimensions");
+    fail(op, ": bias has shape ", b->shape(), ", expected [", shape.out,
+         "], the first of weight's ", "dimensions");
   }
   Result z = call.empty(shape.result);
   if (z.numel == 0) return z.take();
 
-  if (shape.out < kFewOutputs && shape.in1 != 0 && shape.in2 != 0) {
-    few_outputs(call, shape, x1, x2, w, b_or_null, z);
+  if (output_by_output(shape, z.numel / shape.out)) {
+    run_output_by_output(call, shape, x1, x2, w, b_or_null, z);
     return z.take();
   }
   ContractionBuilder builder(call, {x2.data}, {x1.data}, {w.data}, z.data);

@@ -82,8 +82,8 @@ Tensor quadratic(const Tensor& x_tensor, const Tensor& A_tensor, bool symmetric)
   return alpha.take();
 }
 
-// dx[..., i] = g[...] sum_j conj((A[..., i, j] + A[..., j, i]) x[..., j]), symmetric: 2 g conj(A x);
-// dA[..., i, j] = g[...] conj(x[..., i] x[..., j]); each summed over the batch dimensions along
+// dx[..., i] = g[...] sum_j conj((A[..., i, j] + A[..., j, i]) x[..., j]), symmetric: 2 g conj(A
+// x); dA[..., i, j] = g[...] conj(x[..., i] x[..., j]); each summed over the batch dimensions along
 // which its operand was broadcast.
 Gradients2 quadratic_backward(const Tensor& grad, const Tensor& x_tensor, const Tensor& A_tensor,
                               bool symmetric, bool need_x, bool need_A) {
@@ -94,9 +94,8 @@ Gradients2 quadratic_backward(const Tensor& grad, const Tensor& x_tensor, const 
   check_grad_shape(op, g, batch);
   const int64_t n = A.size(1);
 
-  Result dx, dA;
-  if (need_x) dx = call.empty_like(x);
-  if (need_A) dA = call.empty_like(A);
+  Result dx = need_x ? call.empty_like(x) : Result();
+  Result dA = need_A ? call.empty_like(A) : Result();
   if (dx.numel != 0) {
     if (matrix_per_item(A, batch) && !batch_reduced(x, 1, batch)) {
       Form form;
@@ -130,8 +129,8 @@ Gradients2 quadratic_backward(const Tensor& grad, const Tensor& x_tensor, const 
     TripleProduct product({x.data, true}, {g.data}, {x.data, true}, dA.data);
     for (int64_t d = 0; d < batch.count; ++d) {
       const int64_t x_stride = batch_stride(x, 1, batch, d);
-      product.add({batch.sizes[d], x_stride, g.strides[d], x_stride,
-                   batch_stride(dA, 2, batch, d)});
+      product.add(
+          {batch.sizes[d], x_stride, g.strides[d], x_stride, batch_stride(dA, 2, batch, d)});
     }
     product.add({n, x.stride(1), 0, 0, n});
     product.add({n, 0, 0, x.stride(1), 1});

@@ -130,17 +130,27 @@ const void* cpu_one(Dtype dtype) {
   static const int16_t int16 = 1;
   static const int8_t int8 = 1;  // the same byte as uint8
   switch (dtype) {
-    case Dtype::kFloat64: return &float64;
-    case Dtype::kFloat32: return &float32;
-    case Dtype::kBFloat16: return &bfloat16;
-    case Dtype::kFloat16: return &float16;
-    case Dtype::kComplex64: return complex64;
-    case Dtype::kComplex128: return complex128;
+    case Dtype::kFloat64:
+      return &float64;
+    case Dtype::kFloat32:
+      return &float32;
+    case Dtype::kBFloat16:
+      return &bfloat16;
+    case Dtype::kFloat16:
+      return &float16;
+    case Dtype::kComplex64:
+      return complex64;
+    case Dtype::kComplex128:
+      return complex128;
     case Dtype::kUInt8:
-    case Dtype::kInt8: return &int8;
-    case Dtype::kInt16: return &int16;
-    case Dtype::kInt32: return &int32;
-    case Dtype::kInt64: return &int64;
+    case Dtype::kInt8:
+      return &int8;
+    case Dtype::kInt16:
+      return &int16;
+    case Dtype::kInt32:
+      return &int32;
+    case Dtype::kInt64:
+      return &int64;
   }
   return nullptr;
 }
@@ -193,7 +203,8 @@ Result Call::empty(const int64_t* sizes, int64_t dim) const {
 
 Result Call::intermediate(const Dims& dims) const {
   static const int32_t float32 = aoti_torch_dtype_float32();
-  return allocate(*this, intermediate_dtype() == dtype ? torch_dtype : float32, dims.sizes, dims.count);
+  return allocate(*this, intermediate_dtype() == dtype ? torch_dtype : float32, dims.sizes,
+                  dims.count);
 }
 
 Call check_operands(const char* op, std::initializer_list<const Operand*> operands,
@@ -219,7 +230,8 @@ Call check_operands(const char* op, std::initializer_list<const Operand*> operan
   }
   call.kernels = find_kernels(first.device_type);
   if (call.kernels == nullptr) {
-    fail(op, ": ", first.name, " is on ", device_name(first), ", but this build of matcalc_ext has ",
+    fail(op, ": ", first.name, " is on ", device_name(first),
+         ", but this build of matcalc_ext has ",
          "kernels for the CPU only: move the operands with .cpu()");
   }
   return call;
@@ -257,8 +269,8 @@ bool batch_reduced(const Operand& operand, int64_t own, const Dims& batch) {
 
 void check_min_dim(const char* op, const Operand& operand, int64_t least) {
   if (operand.dim < least) {
-    fail(op, ": ", operand.name, " has ", operand.dim, operand.dim == 1 ? " dimension" : " dimensions",
-         ", expected at least ", least);
+    fail(op, ": ", operand.name, " has ", operand.dim,
+         operand.dim == 1 ? " dimension" : " dimensions", ", expected at least ", least);
   }
 }
 

@@ -71,7 +71,8 @@ def swap(model: Model, *, report: list[Swap] | None = None) -> Model:
     # The whole model is looked at before anything is changed.
     found: dict[torch.nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, tuple(REPLACEMENTS)) and not isinstance(module, (Linear, Bilinear)):
+        theirs = isinstance(module, tuple(REPLACEMENTS))
+        if theirs and not isinstance(module, (Linear, Bilinear)):
             found.setdefault(module, []).append(name)
     for module, names in found.items():
         before = type(module)

@@ -37,12 +37,18 @@ Rule = TypeVar("Rule", bound=Callable[..., Any])
 Grads = tuple[Tensor | None, ...]
 
 
-def fast_apply(function: type[Function]) -> Callable[..., Any]:
+def fast_apply(
+    function: type[Function], forward: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
     """`function.apply` of the C base class: right where no torch.func transform is active.
 
-    The node that it makes then calls `function.backward` itself, without torch's method in between
-    that looks up at each call which of two names the rule has.
+    With `forward(ctx, *args)`, which does what the function's `forward` and `setup_context` do, that
+    is called in their place: one call instead of two. The node made calls `backward` itself, without
+    torch's method in between that looks up at each call which of two names the rule has.
     """
+    if forward is not None:
+        methods = {"forward": staticmethod(forward), "setup_context": Function.setup_context}
+        function = type(function.__name__, (function,), methods)
     function._backward_cls.apply = function.backward  # type: ignore[attr-defined]
     return super(Function, function).apply  # type: ignore[misc, no-any-return]
 
@@ -259,15 +265,20 @@ _REFUSED_KEYS = (
 
 
 def register(
-    name: str, function: type[Function], route: Callable[..., Any], *, casts: bool = False
+    name: str,
+    function: type[Function],
+    route: Callable[..., Any],
+    apply: Callable[..., Any],
+    *,
+    casts: bool = False,
 ) -> None:
     """Brings direct calls of the dispatcher op `name` to `route`, which applies `function`.
 
-    `casts`: whether autocast lowers its arguments, which it does for the forward ops.
+    `apply` is its `fast_apply`. `casts`: whether autocast lowers its arguments, which it does for
+    the forward ops.
     """
     overload = getattr(torch.ops.matcalc_ext, name).default
     schema = overload._schema
-    apply = fast_apply(function)
 
     def arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
         """All arguments in the schema's order; the dispatcher leaves defaults out."""

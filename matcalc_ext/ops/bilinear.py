@@ -186,7 +186,13 @@ class BilinearBackward(Function):
         return sample_shapes(grads, size, *shapes)
 
 
-_apply = fast_apply(Bilinear)
+def _forward_and_save(ctx: Any, y: Tensor, A: Tensor, x: Tensor) -> Tensor:
+    save(ctx, y, A, x)
+    with below_autograd():
+        return _forward(y, A, x)  # type: ignore[no-any-return]
+
+
+_apply = fast_apply(Bilinear, _forward_and_save)
 _apply_backward = fast_apply(BilinearBackward)
 
 
@@ -222,8 +228,8 @@ def apply_bilinear_backward(
         return _backward(grad, y, A, x, need_y, need_A, need_x)  # type: ignore[no-any-return]
 
 
-register("bilinear", Bilinear, apply_bilinear, casts=True)
-register("bilinear_backward", BilinearBackward, apply_bilinear_backward)
+register("bilinear", Bilinear, apply_bilinear, _apply, casts=True)
+register("bilinear_backward", BilinearBackward, apply_bilinear_backward, _apply_backward)
 
 
 def bilinear(y: Tensor, A: Tensor, x: Tensor) -> Tensor:

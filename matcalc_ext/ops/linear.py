@@ -215,7 +215,13 @@ class LinearBackward(Function):
         return grads, tuple(None if grad is None else 0 for grad in grads)
 
 
-_apply = fast_apply(Linear)
+def _forward_and_save(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    save(ctx, input, weight, bias)
+    with below_autograd():
+        return _forward(input, weight, bias)  # type: ignore[no-any-return]
+
+
+_apply = fast_apply(Linear, _forward_and_save)
 _apply_backward = fast_apply(LinearBackward)
 
 
@@ -266,8 +272,8 @@ def apply_linear_backward(
         return _backward(grad, input, weight, bias, need_input, need_weight, need_bias)  # type: ignore[no-any-return]
 
 
-register("linear", Linear, apply_linear, casts=True)
-register("linear_backward", LinearBackward, apply_linear_backward)
+register("linear", Linear, apply_linear, _apply, casts=True)
+register("linear_backward", LinearBackward, apply_linear_backward, _apply_backward)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

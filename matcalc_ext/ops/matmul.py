@@ -166,7 +166,13 @@ class MatmulBackward(Function):
         return sample_shapes(grads, size, a_shape, b_shape)
 
 
-_apply = fast_apply(Matmul)
+def _forward_and_save(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+    save(ctx, a, b)
+    with below_autograd():
+        return _forward(a, b)  # type: ignore[no-any-return]
+
+
+_apply = fast_apply(Matmul, _forward_and_save)
 _apply_backward = fast_apply(MatmulBackward)
 
 
@@ -198,8 +204,8 @@ def apply_matmul_backward(grad: Tensor, a: Tensor, b: Tensor, need_a: bool, need
         return _backward(grad, a, b, need_a, need_b)  # type: ignore[no-any-return]
 
 
-register("matmul", Matmul, apply_matmul, casts=True)
-register("matmul_backward", MatmulBackward, apply_matmul_backward)
+register("matmul", Matmul, apply_matmul, _apply, casts=True)
+register("matmul_backward", MatmulBackward, apply_matmul_backward, _apply_backward)
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:

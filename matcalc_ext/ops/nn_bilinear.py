@@ -251,7 +251,13 @@ class NnBilinearBackward(Function):
         return sample_shapes((d1, d2, dW, db), size, *shapes, out)
 
 
-_apply = fast_apply(NnBilinear)
+def _forward_and_save(ctx: Any, x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    save(ctx, x1, x2, weight)
+    with below_autograd():
+        return _forward(x1, x2, weight, bias)  # type: ignore[no-any-return]
+
+
+_apply = fast_apply(NnBilinear, _forward_and_save)
 _apply_backward = fast_apply(NnBilinearBackward)
 
 
@@ -304,8 +310,8 @@ def apply_nn_bilinear_backward(
         return _backward(grad, input1, input2, weight, *needs)  # type: ignore[no-any-return]
 
 
-register("nn_bilinear", NnBilinear, apply_nn_bilinear, casts=True)
-register("nn_bilinear_backward", NnBilinearBackward, apply_nn_bilinear_backward)
+register("nn_bilinear", NnBilinear, apply_nn_bilinear, _apply, casts=True)
+register("nn_bilinear_backward", NnBilinearBackward, apply_nn_bilinear_backward, _apply_backward)
 
 
 def nn_bilinear(

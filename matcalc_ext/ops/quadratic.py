@@ -197,7 +197,14 @@ def _outer(g: Tensor, x: Tensor, p: Tensor, A: Tensor) -> Tensor | None:
     )
 
 
-_apply = fast_apply(Quadratic)
+def _forward_and_save(ctx: Any, x: Tensor, A: Tensor, symmetric: bool) -> Tensor:
+    ctx.symmetric = symmetric
+    save(ctx, x, A)
+    with below_autograd():
+        return _forward(x, A, symmetric=symmetric)  # type: ignore[no-any-return]
+
+
+_apply = fast_apply(Quadratic, _forward_and_save)
 _apply_backward = fast_apply(QuadraticBackward)
 
 
@@ -233,8 +240,8 @@ def apply_quadratic_backward(
         return _backward(grad, x, A, symmetric, need_x, need_A)  # type: ignore[no-any-return]
 
 
-register("quadratic", Quadratic, apply_quadratic, casts=True)
-register("quadratic_backward", QuadraticBackward, apply_quadratic_backward)
+register("quadratic", Quadratic, apply_quadratic, _apply, casts=True)
+register("quadratic_backward", QuadraticBackward, apply_quadratic_backward, _apply_backward)
 
 
 def quadratic(x: Tensor, A: Tensor, *, symmetric: bool = False) -> Tensor:

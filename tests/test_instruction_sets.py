@@ -1,0 +1,105 @@
+"""Every op on every instruction set of the host, at sizes around the kernels' tiles and blocks."""
+
+import pytest
+import torch
+from reference import (
+    FLOATING,
+    arguments,
+    bilinear,
+    check_gradients,
+    check_value,
+    linear,
+    matmul,
+    nn_bilinear,
+    quadratic,
+    quadratic_symmetric,
+)
+
+import matcalc_ext
+from matcalc_ext import _C
+
+# Register tiles are 6 or 8 rows by 2 or 3 vectors of 2 to 16 elements; depth goes in blocks of 384.
+MATMUL = (
+    *(((m, 7), (7, n)) for m, n in ((5, 15), (6, 16), (7, 17), (8, 47), (9, 48), (13, 49))),
+    *(((3, k), (k, 33)) for k in (383, 384, 385, 769)),
+    ((40, 385), (385, 50)),
+    ((64, 384), (384, 700)),
+)
+CASES = (
+    *((matmul, shapes) for shapes in MATMUL),
+    (matmul, ((4, 9, 17), (4, 17, 49))),
+    (linear, ((9, 17), (49, 17), (49,))),
+    (linear, ((1, 129), (50, 129), (50,))),
+    (bilinear, ((33,), (33, 49), (49,))),
+    (bilinear, ((5, 33), (5, 33, 49), (5, 49))),
+    (bilinear, ((9, 33), (33, 49), (9, 49))),
+    (quadratic, ((49,), (49, 49))),
+    (quadratic, ((9, 49), (49, 49))),
+    (quadratic_symmetric, ((49,), (49, 49))),
+    (quadratic_symmetric, ((9, 49), (49, 49))),
+    (nn_bilinear, ((9, 17), (9, 33), (18, 17, 33), (18,))),
+    (nn_bilinear, ((9, 17), (9, 33), (3, 17, 33), (3,))),
+)
+
+
+@pytest.fixture(params=_C.cpu_isas())
+def isa(request):
+    _C.set_cpu_isa(request.param)
+    yield request.param
+    _C.set_cpu_isa("")
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize(("op", "shapes"), CASES, ids=lambda part: str(part).replace(" ", ""))
+def test_value_and_gradients(isa, op, shapes, dtype):
+    assert _C.cpu_isa() == isa
+    args = arguments(shapes, dtype)
+    check_value(op, *args)
+    check_gradients(op, *args)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.complex64), ids=str)
+@pytest.mark.parametrize(
+    ("op", "shapes"),
+    (
+        (matmul, ((200, 500), (500, 150))),
+        (matmul, ((3, 100, 90), (3, 90, 120))),
+        (bilinear, ((400,), (400, 300), (300,))),
+        (quadratic, ((100, 128), (128, 128))),
+        (nn_bilinear, ((40, 30), (40, 50), (20, 30, 50), (20,))),
+    ),
+    ids=lambda part: str(part).replace(" ", ""),
+)
+def test_same_bits_for_any_number_of_threads(isa, threads, op, shapes, dtype):
+    args = arguments(shapes, dtype, requires_grad=True)
+    results = []
+    for count in (1, 2, 4):
+        threads(count)
+        value = op.ours(*args)
+        results.append((value, *torch.autograd.grad(value, args, torch.ones_like(value))))
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_nan_and_infinity_stay_where_they_are(isa, dtype):
+    """A tile's unused rows and columns do not carry a NaN into the used ones, nor stop one."""
+    a, b = arguments(((13, 21), (21, 50)), dtype)
+    a[3, 5], a[7, 2], b[4, 49] = torch.nan, torch.inf, -torch.inf
+    got, expected = matcalc_ext.matmul(a, b), torch.matmul(a, b)
+    assert torch.equal(got.isnan(), expected.isnan())
+    assert torch.equal(got.isposinf(), expected.isposinf())
+    assert torch.equal(got.isneginf(), expected.isneginf())
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(RuntimeError, match="avx1024"):
+        _C.set_cpu_isa("avx1024")
