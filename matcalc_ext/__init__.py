@@ -1,8 +1,10 @@
-"""Matrix products, bilinear and quadratic forms for PyTorch: hand-written kernels, every derivative.
+"""Matrix products and bilinear and quadratic forms for PyTorch, with every derivative.
 
-    >>> import matcalc_ext
-    >>> alpha = matcalc_ext.bilinear(y, A, x)  # yᵀ A x; backward, forward mode, vmap, any order
-    >>> model = matcalc_ext.nn.swap(model)  # its Linear and Bilinear layers by ours
+Computed by hand-written kernels.
+
+>>> import matcalc_ext
+>>> alpha = matcalc_ext.bilinear(y, A, x)  # yᵀ A x; backward, forward mode, vmap, any order
+>>> model = matcalc_ext.nn.swap(model)  # its Linear and Bilinear layers by ours
 """
 
 from importlib.metadata import PackageNotFoundError, version

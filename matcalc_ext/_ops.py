@@ -1,7 +1,7 @@
 """Loads the compiled module, and says what every op returns for tensors that hold no data.
 
-The rules here are those of csrc/ops, with the same texts: they serve torch.compile and torch.export,
-tensors on the meta device, and the vmap rules, which need the shape of one sample.
+The rules here are those of csrc/ops, with the same texts. They serve torch.compile, torch.export,
+tensors on the meta device and the vmap rules, which need the shape of one sample.
 """
 
 import importlib
@@ -17,8 +17,8 @@ try:
     from . import _C as _C
 except ImportError as error:
     raise ImportError(
-        f"matcalc_ext: its compiled module _C cannot be loaded: {error}. It has to be built for this "
-        "Python and this torch: in the source tree run `pip install --no-build-isolation -e .`"
+        f"matcalc_ext: its compiled module _C cannot be loaded: {error}. It has to be built for "
+        "this Python and this torch: in the source tree run `pip install --no-build-isolation -e .`"
     ) from error
 
 Shape = Sequence[int]
@@ -89,7 +89,7 @@ def check_grad_shape(op: str, grad: Tensor, expected: Shape) -> None:
 
 
 def broadcast_batch(op: str, *operands: tuple[str, Shape, int]) -> list[int]:
-    """The broadcast batch dimensions of operands (name, shape, how many dimensions are not batch)."""
+    """The broadcast batch dimensions of (name, shape, how many last dimensions are not batch)."""
     rank = max(len(shape) - own for _, shape, own in operands)
     batch: list[int] = [1] * rank
     source: list[tuple[str, Shape]] = [("", ())] * rank
@@ -130,9 +130,7 @@ def linear_shape(op: str, input: Shape, weight: Shape, bias: Shape | None) -> li
     """(..., in), (out, in) or (in,), and (out,) or one element."""
     _check_min_dim(op, "input", input, 1)
     if len(weight) not in (1, 2):
-        raise RuntimeError(
-            f"{op}: weight has shape {list(weight)}, expected (out, in) or (in,)"
-        )
+        raise RuntimeError(f"{op}: weight has shape {list(weight)}, expected (out, in) or (in,)")
     if input[-1] != weight[-1]:
         raise RuntimeError(
             f"{op}: input has {input[-1]} entries in its last dimension, weight has {weight[-1]} "
@@ -157,9 +155,7 @@ def bilinear_shape(op: str, y: Shape, A: Shape, x: Shape) -> list[int]:
     _check_min_dim(op, "A", A, 2)
     _check_min_dim(op, "x", x, 1)
     if y[-1] != A[-2]:
-        raise RuntimeError(
-            f"{op}: y has {y[-1]} entries in its last dimension, A has {A[-2]} rows"
-        )
+        raise RuntimeError(f"{op}: y has {y[-1]} entries in its last dimension, A has {A[-2]} rows")
     if x[-1] != A[-1]:
         raise RuntimeError(
             f"{op}: x has {x[-1]} entries in its last dimension, A has {A[-1]} columns"
@@ -229,9 +225,7 @@ def _(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("matcalc_ext::matmul_backward")
-def _(
-    grad: Tensor, a: Tensor, b: Tensor, need_a: bool, need_b: bool
-) -> tuple[Tensor | None, ...]:
+def _(grad: Tensor, a: Tensor, b: Tensor, need_a: bool, need_b: bool) -> tuple[Tensor | None, ...]:
     op = "matmul_backward"
     check_operands(op, a=a, b=b, grad=grad)
     check_grad_shape(op, grad, matmul_shape(op, a.shape, b.shape))

@@ -4,15 +4,15 @@ A Jacobian has the shape `output.shape + input.shape`, as `torch.func.jacrev` re
 gradient of a scalar has the shape of what it is taken with respect to. The functions of forms take
 one y, A and x each: `torch.func.vmap` carries them over batches, and `torch.autograd` through them.
 
-Sources: Barnes, *Matrix Calculus*; Petersen and Pedersen, *The Matrix Cookbook*, sections 2.4 and 4;
-mathematics StackExchange, question 312077.
+Sources: Barnes, *Matrix Calculus*; Petersen and Pedersen, *The Matrix Cookbook*, sections 2.4 and
+4; mathematics StackExchange, question 312077.
 """
 
 import torch
 from torch import Tensor
 
-from .ops import matmul
 from .ops.bilinear import apply_bilinear_backward
+from .ops.matmul import matmul
 from .ops.quadratic import apply_quadratic_backward
 
 __all__ = [
@@ -57,7 +57,8 @@ def _check_size(
 def _check_square(function: str, A: Tensor) -> None:
     if A.shape[0] != A.shape[1]:
         raise RuntimeError(
-            f"{function}: A has {A.shape[0]} rows and {A.shape[1]} columns, expected a square matrix"
+            f"{function}: A has {A.shape[0]} rows and {A.shape[1]} columns, expected a square "
+            "matrix"
         )
 
 
@@ -275,9 +276,7 @@ def bilinear_hessian(A: Tensor) -> Tensor:
     return torch.cat([top, bottom], dim=0)
 
 
-def quadratic_gradients(
-    x: Tensor, A: Tensor, *, symmetric: bool = False
-) -> tuple[Tensor, Tensor]:
+def quadratic_gradients(x: Tensor, A: Tensor, *, symmetric: bool = False) -> tuple[Tensor, Tensor]:
     """The gradients of α = xᵀ A x: ∂α/∂x = (A + Aᵀ) x and ∂α/∂A = x xᵀ.
 
     Args:

@@ -48,7 +48,7 @@ def symmetrised(A):
 
 @dataclass(frozen=True)
 class Op:
-    """An op, its plain torch, and shapes by family for gradcheck (tiny: it costs by the element)."""
+    """An op, its plain torch, and tiny shapes by family (gradcheck costs by the element)."""
 
     name: str
     ours: Callable[..., Tensor]

@@ -57,9 +57,7 @@ def test_layouts(layout, dtype):
 
 def test_expanded_operands():
     check_gradients(bilinear, draw((1,)).expand(5), draw((1, 7)).expand(5, 7), draw((7,)))
-    check_gradients(
-        bilinear, draw((3, 5)), draw((5, 7)).expand(3, 5, 7), draw((1, 7)).expand(3, 7)
-    )
+    check_gradients(bilinear, draw((3, 5)), draw((5, 7)).expand(3, 5, 7), draw((1, 7)).expand(3, 7))
     check_gradients(bilinear, draw((2, 5)), draw((2, 1, 1)).expand(2, 5, 7), draw((2, 7)))
 
 
@@ -75,7 +73,9 @@ def test_empty(shapes, dtype):
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 def test_gradients_are_the_closed_forms(dtype):
     """dy = A x, dA = y xᵀ, dx = Aᵀ y, number for number on small integers."""
-    y, A, x = (torch.arange(1, n + 1).to(dtype).reshape(s) for n, s in ((3, (3,)), (6, (3, 2)), (2, (2,))))
+    y, A, x = (
+        torch.arange(1, n + 1).to(dtype).reshape(s) for n, s in ((3, (3,)), (6, (3, 2)), (2, (2,)))
+    )
     dy, dA, dx = gradients(bilinear.ours, (y, A, x), torch.ones((), dtype=dtype))
     assert torch.equal(dy, torch.tensor([5, 11, 17]).to(dtype))
     assert torch.equal(dA, torch.tensor([[1, 2], [2, 4], [3, 6]]).to(dtype))

@@ -21,7 +21,9 @@ BROADCAST = [
     (BY_NAME["quadratic_symmetric"], "outer"),
     (BY_NAME["nn_bilinear"], "matrix"),
 ]
-EACH_ONCE = pytest.mark.parametrize(("op", "family"), BROADCAST, ids=[str(op) for op, _ in BROADCAST])
+EACH_ONCE = pytest.mark.parametrize(
+    ("op", "family"), BROADCAST, ids=[str(op) for op, _ in BROADCAST]
+)
 
 
 @EACH_DOUBLE
@@ -118,7 +120,9 @@ def test_third_derivatives(op, family, dtype):
         return torch.autograd.grad(total, leaves)
 
     for got, expected in zip(third(op.ours), third(op.plain), strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
+        torch.testing.assert_close(
+            got, expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item()
+        )
 
 
 @EACH_ONCE
@@ -283,8 +287,14 @@ def test_closed_forms_carry_batches_and_gradients():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: derivatives.quadratic_hvp(torch.ones(3, 4), torch.ones(4)), "3 rows and 4 columns"),
-        (lambda: derivatives.quadratic_hvp(torch.ones(4, 4), torch.ones(3)), "v has 3 entries, A has 4"),
+        (
+            lambda: derivatives.quadratic_hvp(torch.ones(3, 4), torch.ones(4)),
+            "3 rows and 4 columns",
+        ),
+        (
+            lambda: derivatives.quadratic_hvp(torch.ones(4, 4), torch.ones(3)),
+            "v has 3 entries, A has 4",
+        ),
         (lambda: derivatives.quadratic_hessian(torch.ones(4)), r"A has shape \[4\], expected 2"),
         (lambda: derivatives.bilinear_hessian([[1.0]]), "A is a list, expected a torch.Tensor"),
         (

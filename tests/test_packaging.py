@@ -20,10 +20,9 @@ ROOT = Path(__file__).parents[1]
 SITE_PACKAGES = Path(sysconfig.get_path("purelib"))
 EXT_SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 HOOK = "import setuptools.build_meta as b, sys; getattr(b, sys.argv[1])(*sys.argv[2:])"
-TRIVIAL_MODULE = """
-#include <pybind11/pybind11.h>
+SMALL_SOURCE = """
 #include "version.h"
-PYBIND11_MODULE(_C, m) { m.attr("__version__") = VERSION; }
+const char* matcalc_version() { return VERSION; }
 """
 
 
@@ -57,7 +56,7 @@ def source(tmp_path):
         tmp_path, "setup.py", "pyproject.toml", "README.md", "LICENSE", "matcalc_ext"
     )
     Path(target, "csrc").mkdir()
-    Path(target, "csrc/library.cpp").write_text(TRIVIAL_MODULE)
+    Path(target, "csrc/library.cpp").write_text(SMALL_SOURCE)
     Path(target, "csrc/version.h").write_text("#define VERSION MATCALC_VERSION\n")
     return target
 

@@ -3,7 +3,6 @@ import torch
 from reference import (
     FLOATING,
     LAYOUTS,
-    Op,
     arguments,
     check_gradients,
     check_value,

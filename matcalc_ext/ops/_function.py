@@ -14,15 +14,13 @@ dispatcher to the same ways by the kernels that `register` adds.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from .. import _ops
-
-# Used at each call. All but the last two are as old as torch 2.0.
+# Looked up once: they are used at each call.
 transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 autocast_active: Callable[[], bool] = torch._C._is_any_autocast_enabled
 compiling: Callable[[], bool] = torch.compiler.is_compiling
@@ -30,10 +28,9 @@ grad_enabled: Callable[[], bool] = torch.is_grad_enabled
 below_autograd = torch._C._AutoDispatchBelowAutograd
 # A tensor that outlived its transform (one saved for the backward pass of torch.func.vjp, say)
 # stands for the tensor inside it; the dispatcher unwraps it, Function's C base class does not.
-unwrap: Callable[[Tensor], Tensor] = torch._C._functorch.unwrap_if_dead  # type: ignore[attr-defined]
-is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor  # type: ignore[attr-defined]
+unwrap: Callable[[Tensor], Tensor] = torch._C._functorch.unwrap_if_dead
+is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
 
-Rule = TypeVar("Rule", bound=Callable[..., Any])
 Grads = tuple[Tensor | None, ...]
 
 
@@ -42,9 +39,9 @@ def fast_apply(
 ) -> Callable[..., Any]:
     """`function.apply` of the C base class: right where no torch.func transform is active.
 
-    With `forward(ctx, *args)`, which does what the function's `forward` and `setup_context` do, that
-    is called in their place: one call instead of two. The node made calls `backward` itself, without
-    torch's method in between that looks up at each call which of two names the rule has.
+    `forward(ctx, *args)`, if given, does what the function's `forward` and `setup_context` do and
+    is called in their place: one call instead of two. The node that is made calls `backward` itself
+    without torch's method in between, which looks up at each call what the rule is named.
     """
     if forward is not None:
         methods = {"forward": staticmethod(forward), "setup_context": Function.setup_context}
@@ -201,7 +198,9 @@ def autocast(tensor: Any) -> Any:
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         return tensor
     device_type = tensor.device.type
-    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device_type):
+    if tensor.dtype == torch.float64 or not torch.amp.is_autocast_available(device_type):
+        return tensor
+    if not torch.is_autocast_enabled(device_type):
         return tensor
     return tensor.to(torch.get_autocast_dtype(device_type))
 

@@ -25,8 +25,8 @@ from ._function import (
     logical_shape,
     problem,
     register,
-    save,
     sample_shapes,
+    save,
     tangents,
     transforms_active,
     unwrap,
@@ -79,7 +79,10 @@ class Bilinear(Function):
         y_dim, A_dim, x_dim = in_dims
         rank = len(
             _ops.bilinear_shape(
-                "bilinear", logical_shape(y, y_dim), logical_shape(A, A_dim), logical_shape(x, x_dim)
+                "bilinear",
+                logical_shape(y, y_dim),
+                logical_shape(A, A_dim),
+                logical_shape(x, x_dim),
             )
         )
         alpha = apply_bilinear(
@@ -154,9 +157,7 @@ class BilinearBackward(Function):
             terms.append(apply_bilinear_backward(g, y, dA, x, need_y, False, need_x))
         if dx is not None and (need_y or need_A):
             terms.append(apply_bilinear_backward(g, y, A, dx, need_y, need_A, False))
-        return tangents(
-            terms, y if need_y else None, A if need_A else None, x if need_x else None
-        )
+        return tangents(terms, y if need_y else None, A if need_A else None, x if need_x else None)
 
     @staticmethod
     def vmap(

@@ -52,9 +52,7 @@ class Linear(Function):
     def backward(ctx: Any, grad: Tensor) -> Grads:
         input, weight, bias = ctx.saved_tensors
         need_input, need_weight, need_bias = ctx.needs_input_grad
-        return apply_linear_backward(
-            grad, input, weight, bias, need_input, need_weight, need_bias
-        )
+        return apply_linear_backward(grad, input, weight, bias, need_input, need_weight, need_bias)
 
     @staticmethod
     @forward_rule
@@ -64,9 +62,10 @@ class Linear(Function):
         dx: Tensor | None,
         dW: Tensor | None,
         db: Tensor | None,
-    ) -> Tensor:
+    ) -> Any:
         """ẋ Wᵀ + x Ẇᵀ + ḃ."""
-        return _differential(*primals[:2], dx, dW, db)
+        x, weight, _ = primals
+        return _differential(x, weight, dx, dW, db)
 
     @staticmethod
     def vmap(
@@ -165,9 +164,7 @@ class LinearBackward(Function):
         need_x, need_weight, need_bias = ctx.wanted
         terms: list[Grads] = []
         if dg is not None:
-            terms.append(
-                apply_linear_backward(dg, x, weight, bias, need_x, need_weight, need_bias)
-            )
+            terms.append(apply_linear_backward(dg, x, weight, bias, need_x, need_weight, need_bias))
         if dx is not None and need_weight:
             terms.append(apply_linear_backward(g, dx, weight, None, False, True, False))
         if dW is not None and need_x:
@@ -230,11 +227,7 @@ def apply_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     if transforms_active():
         return Linear.apply(input, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
     if forward_ad._current_level >= 0 or (
-        (
-            input.requires_grad
-            or weight.requires_grad
-            or (bias is not None and bias.requires_grad)
-        )
+        (input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad))
         and grad_enabled()
     ):
         input, weight = unwrap(input), unwrap(weight)

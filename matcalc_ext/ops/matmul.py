@@ -25,8 +25,8 @@ from ._function import (
     logical_shape,
     problem,
     register,
-    save,
     sample_shapes,
+    save,
     tangents,
     transforms_active,
     unwrap,
@@ -64,7 +64,9 @@ class Matmul(Function):
         )
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], a: Tensor, b: Tensor) -> tuple[Tensor, int]:
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], a: Tensor, b: Tensor
+    ) -> tuple[Tensor, int]:
         a_dim, b_dim = in_dims[:2]
         a_shape, b_shape = logical_shape(a, a_dim), logical_shape(b, b_dim)
         _ops.matmul_shape("matmul", a_shape, b_shape)
@@ -180,12 +182,10 @@ def apply_matmul(a: Tensor, b: Tensor) -> Tensor:
     """`Matmul` by the cheapest way that is right here."""
     if transforms_active():
         return Matmul.apply(a, b)  # type: ignore[no-any-return, no-untyped-call]
-    if forward_ad._current_level >= 0 or (
-        (a.requires_grad or b.requires_grad) and grad_enabled()
-    ):
+    if forward_ad._current_level >= 0 or ((a.requires_grad or b.requires_grad) and grad_enabled()):
         a, b = unwrap(a), unwrap(b)
         y: Tensor = _apply(a, b)
-        return legacy_vmap(Matmul.vmap, a, b) if is_batched(y) else y  # type: ignore[no-any-return]
+        return legacy_vmap(Matmul.vmap, a, b) if is_batched(y) else y
     with below_autograd():
         return _forward(a, b)  # type: ignore[no-any-return]
 

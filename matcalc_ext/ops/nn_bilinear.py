@@ -26,8 +26,8 @@ from ._function import (
     logical_shape,
     problem,
     register,
-    save,
     sample_shapes,
+    save,
     tangents,
     transforms_active,
     unwrap,
@@ -167,13 +167,9 @@ class NnBilinearBackward(Function):
         dg = _differential(x1, x2, weight, p, q, P, r) if need_g else None
         terms: list[Grads] = []
         if p is not None and (need_2 or need_W):
-            terms.append(
-                apply_nn_bilinear_backward(g, p, x2, weight, False, need_2, need_W, False)
-            )
+            terms.append(apply_nn_bilinear_backward(g, p, x2, weight, False, need_2, need_W, False))
         if q is not None and (need_1 or need_W):
-            terms.append(
-                apply_nn_bilinear_backward(g, x1, q, weight, need_1, False, need_W, False)
-            )
+            terms.append(apply_nn_bilinear_backward(g, x1, q, weight, need_1, False, need_W, False))
         if P is not None and (need_1 or need_2):
             terms.append(apply_nn_bilinear_backward(g, x1, x2, P, need_1, need_2, False, False))
         d1, d2, dW, _ = add_all(terms, 4)
@@ -251,7 +247,9 @@ class NnBilinearBackward(Function):
         return sample_shapes((d1, d2, dW, db), size, *shapes, out)
 
 
-def _forward_and_save(ctx: Any, x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _forward_and_save(
+    ctx: Any, x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
     save(ctx, x1, x2, weight)
     with below_autograd():
         return _forward(x1, x2, weight, bias)  # type: ignore[no-any-return]

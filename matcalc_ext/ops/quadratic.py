@@ -25,8 +25,8 @@ from ._function import (
     logical_shape,
     problem,
     register,
-    save,
     sample_shapes,
+    save,
     tangents,
     transforms_active,
     unwrap,
@@ -65,9 +65,7 @@ class Quadratic(Function):
 
     @staticmethod
     @forward_rule
-    def jvp(
-        ctx: Any, primals: list[Tensor], dx: Tensor | None, dA: Tensor | None, _: None
-    ) -> Any:
+    def jvp(ctx: Any, primals: list[Tensor], dx: Tensor | None, dA: Tensor | None, _: None) -> Any:
         """ẋᵀ (A + Aᵀ) x + xᵀ Ȧ x."""
         x, A = primals
         return add(
@@ -212,9 +210,7 @@ def apply_quadratic(x: Tensor, A: Tensor, symmetric: bool = False) -> Tensor:
     """`Quadratic` by the cheapest way that is right here."""
     if transforms_active():
         return Quadratic.apply(x, A, symmetric)  # type: ignore[no-any-return, no-untyped-call]
-    if forward_ad._current_level >= 0 or (
-        (x.requires_grad or A.requires_grad) and grad_enabled()
-    ):
+    if forward_ad._current_level >= 0 or ((x.requires_grad or A.requires_grad) and grad_enabled()):
         x, A = unwrap(x), unwrap(A)
         alpha: Tensor = _apply(x, A, symmetric)
         if is_batched(alpha):
