@@ -124,11 +124,7 @@ def form_cases() -> Iterator[Case]:
             "bilinear, gradients of the vectors alone",
             f"n = {n}",
             forward_backward(lambda y, x, A=fixed: mx.bilinear(y, A, x), (y, x), one),
-            {
-                "y @ (A @ x)": forward_backward(
-                    lambda y, x, A=fixed: y @ (A @ x), (y, x), one
-                )
-            },
+            {"y @ (A @ x)": forward_backward(lambda y, x, A=fixed: y @ (A @ x), (y, x), one)},
             1e-3 * n,
         )
     for batch, n in ((4096, 16), (1024, 64)):
@@ -210,9 +206,11 @@ def time_in_turn(functions: list[Callable[[], Result]], rounds: int) -> list[lis
 
 
 def environment(threads: int) -> dict[str, object]:
-    def first_line(command: list[str]) -> str:
+    def output_of(command: list[str]) -> str:
         try:
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+            return subprocess.run(
+                command, capture_output=True, text=True, check=True
+            ).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return "unknown"
 
@@ -227,7 +225,7 @@ def environment(threads: int) -> dict[str, object]:
         "threads": threads,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "commit": first_line(["git", "describe", "--always", "--dirty"]),
+        "commit": output_of(["git", "describe", "--always", "--dirty"]),
     }
 
 
@@ -244,7 +242,7 @@ def main() -> None:
     console = Console()
     where = environment(arguments.threads)
     console.print(", ".join(f"{key}: {value}" for key, value in where.items()))
-    table = Table("case", "", "ours (us)", "best peer (us)", "", "ratio", "spread")
+    table = Table("case", "", "ours (us)", "peers (us)", "ratio to the best", "spread")
     rows = []
     cases = [case for group in GROUPS for case in group() if arguments.only in case.group]
     with Progress(console=console, transient=True) as progress:
@@ -270,8 +268,7 @@ def main() -> None:
                 case.group,
                 case.name,
                 f"{statistics.median(ours) * 1e6:.1f}",
-                f"{medians[best] * 1e6:.1f}",
-                names[best],
+                "\n".join(f"{n} {m * 1e6:.1f}" for n, m in zip(names, medians, strict=True)),
                 f"{ratio:.2f}",
                 f"{ratios[0]:.2f} to {ratios[-1]:.2f}",
             )

@@ -28,10 +28,13 @@ template <class T>
 const GemmKernels<T>& kernels() {
   switch (isa()) {
 #if defined(__x86_64__)
-    case Isa::kAvx512: return gemm_kernels_avx512(T{});
-    case Isa::kAvx2: return gemm_kernels_avx2(T{});
+    case Isa::kAvx512:
+      return gemm_kernels_avx512(T{});
+    case Isa::kAvx2:
+      return gemm_kernels_avx2(T{});
 #endif
-    default: return gemm_kernels_scalar(T{});
+    default:
+      return gemm_kernels_scalar(T{});
   }
 }
 
@@ -66,8 +69,8 @@ bool wants_transpose(const Contraction& op) {
 // The ranges of rows and columns that each of `threads` threads computes: the grid with the least
 // work on the busiest thread, where a row or column also costs its packing.
 struct Grid {
-  int64_t rows, cols;              // parts along m and n
-  int64_t row_part, col_part;      // size of a part, a multiple of the tile
+  int64_t rows, cols;          // parts along m and n
+  int64_t row_part, col_part;  // size of a part, a multiple of the tile
 };
 
 Grid choose_grid(int64_t m, int64_t n, int64_t mr, int64_t nr, int64_t threads) {

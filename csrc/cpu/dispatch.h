@@ -9,9 +9,10 @@ namespace matcalc::cpu {
 enum class Isa : int { kScalar, kAvx2, kAvx512 };
 constexpr int kIsaCount = 3;
 
-const char* isa_name(Isa isa);       // "scalar", "avx2", "avx512"
-bool isa_supported(Isa isa);         // by this binary and this host
-Isa isa();                           // the one in use; throws if MATCALC_CPU_ISA cannot be met
-void set_isa(const char* name);      // "" returns to the default; throws on an unknown or unsupported name
+const char* isa_name(Isa isa);  // "scalar", "avx2", "avx512"
+bool isa_supported(Isa isa);    // by this binary and this host
+Isa isa();                      // the one in use; throws if MATCALC_CPU_ISA cannot be met
+void set_isa(
+    const char* name);  // "" returns to the default; throws on an unknown or unsupported name
 
 }  // namespace matcalc::cpu

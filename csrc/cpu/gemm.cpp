@@ -45,13 +45,13 @@ struct Product<T>::Block {
   bool b_in_place;
   bool accumulate;
   int64_t k_step_a, k_step_s;
-  const T* b;     // packed panels, or B itself
+  const T* b;  // packed panels, or B itself
   int64_t ldb;
-  T* packed_b;    // [cols / nr][depth][nr]
-  T* packed_a;    // [depth][mr]
-  T* buffer;      // [rows][ld_buffer], real rows
+  T* packed_b;  // [cols / nr][depth][nr]
+  T* packed_a;  // [depth][mr]
+  T* buffer;    // [rows][ld_buffer], real rows
   int64_t ld_buffer;
-  T* bias;        // [cols], complex: [2][cols]
+  T* bias;                                    // [cols], complex: [2][cols]
   int64_t *k_a, *k_s, *k_b, *k_b2, *k_index;  // [kc]
   int64_t *n_b, *n_b2, *n_index, *n_c;        // [nc]
   int64_t *m_a, *m_s;                         // [mr]

@@ -46,9 +46,9 @@ class Product {
   const bool bias_on_rows_;
   const bool complex_;
   int64_t rows_, cols_, depth_;
-  int64_t size_a_, size_b_, size_c_, size_;         // bytes of an element; size_: of S and bias
-  int64_t m_a_, k_a_, k_b_, n_b_, m_c_, n_c_;       // uniform steps, kNoStep where there is none
-  bool dots_;                                       // the path of compute_dots
+  int64_t size_a_, size_b_, size_c_, size_;    // bytes of an element; size_: of S and bias
+  int64_t m_a_, k_a_, k_b_, n_b_, m_c_, n_c_;  // uniform steps, kNoStep where there is none
+  bool dots_;                                  // the path of compute_dots
   bool a_in_place_, b_readable_in_place_, c_in_place_;
 };
 

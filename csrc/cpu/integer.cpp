@@ -60,11 +60,21 @@ void contract_typed(const Contraction& op) {
 
 void contract_integer(const Contraction& op) {
   switch (op.dtype) {
-    case Dtype::kUInt8: contract_typed<uint8_t>(op); break;
-    case Dtype::kInt8: contract_typed<int8_t>(op); break;
-    case Dtype::kInt16: contract_typed<int16_t>(op); break;
-    case Dtype::kInt32: contract_typed<int32_t>(op); break;
-    default: contract_typed<int64_t>(op); break;
+    case Dtype::kUInt8:
+      contract_typed<uint8_t>(op);
+      break;
+    case Dtype::kInt8:
+      contract_typed<int8_t>(op);
+      break;
+    case Dtype::kInt16:
+      contract_typed<int16_t>(op);
+      break;
+    case Dtype::kInt32:
+      contract_typed<int32_t>(op);
+      break;
+    default:
+      contract_typed<int64_t>(op);
+      break;
   }
 }
 

@@ -47,17 +47,17 @@ struct GemmKernels {
   int nc;  // columns of a packed block of B
 
   // c[i, j] (+)= sum_p a[i, p] b[p, j] for i < rows <= mr, j < cols <= nr.
-  void (*tile)(int64_t rows, int64_t cols, int64_t depth,
-               const T* a, int64_t a_row, int64_t a_col,  // [rows, depth]
-               const T* b, int64_t ldb,                   // [depth, cols], unit column stride
-               T* c, int64_t ldc,                         // [rows, cols], unit column stride
+  void (*tile)(int64_t rows, int64_t cols, int64_t depth, const T* a, int64_t a_row,
+               int64_t a_col,            // [rows, depth]
+               const T* b, int64_t ldb,  // [depth, cols], unit column stride
+               T* c, int64_t ldc,        // [rows, cols], unit column stride
                bool accumulate);
 
   // out[i * out_step] = sum_p a[i, p] x[p] for i < rows, a in storage type `dtype` with unit column
   // stride.
-  void (*dot_rows)(Dtype dtype, int64_t rows, int64_t depth,
-                   const void* a, int64_t a_row,  // [rows, depth]
-                   const T* x,                    // [depth]
+  void (*dot_rows)(Dtype dtype, int64_t rows, int64_t depth, const void* a,
+                   int64_t a_row,  // [rows, depth]
+                   const T* x,     // [depth]
                    T* out, int64_t out_step);
 
   // dst[k * panel + w] for w < width, zeros for width <= w < panel.
