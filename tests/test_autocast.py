@@ -170,8 +170,18 @@ def test_disabled_regions_and_other_devices():
         with torch.autocast("cpu", enabled=False):
             assert matcalc_ext.matmul(a, b).dtype == torch.float32
         assert matcalc_ext.matmul(a, b).dtype == torch.bfloat16
+        # A device that autocast does not know:
         on_meta = matcalc_ext.matmul(a.to("meta"), b.to("meta"))
         assert on_meta.dtype == torch.matmul(a.to("meta"), b.to("meta")).dtype
+
+
+def test_autocast_of_another_device_leaves_these_tensors():
+    a, b = draw((2, 3), torch.float32), draw((3, 2), torch.float32)
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        assert matcalc_ext.matmul(a, b).dtype == torch.matmul(a, b).dtype == torch.float32
+    finally:
+        torch.set_autocast_enabled("cuda", False)
 
 
 @EACH_LOW

@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from reference import BY_NAME, DOUBLE, FAMILIES, FAMILY_IDS, OPS, arguments, draw, gradients
+from reference import (
+    BY_NAME,
+    DOUBLE,
+    FAMILIES,
+    FAMILY_IDS,
+    OPS,
+    arguments,
+    draw,
+    gradients,
+    symmetrised,
+)
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -73,6 +83,10 @@ BACKWARD = {
     "linear": lambda needs, g, x, w, b: ops.linear_backward(g, x, w, b, *needs),
     "bilinear": lambda needs, g, y, A, x: ops.bilinear_backward(g, y, A, x, *needs),
     "quadratic": lambda needs, g, x, A: ops.quadratic_backward(g, x, A, False, *needs),
+    # What stands in the place of dA in the next derivative is a general matrix all the same.
+    "quadratic_symmetric": lambda needs, g, x, A: ops.quadratic_backward(
+        g, x, symmetrised(A), True, *needs
+    ),
     "nn_bilinear": lambda needs, g, x1, x2, w, b: ops.nn_bilinear_backward(g, x1, x2, w, *needs),
 }
 BACKWARD_CASES = [
@@ -99,7 +113,6 @@ def test_backward_ops_with_each_choice_of_gradients(op, family, needs):
         return tuple(t for t in got if t is not None)
 
     inputs = (grad, *args)
-    # linear_backward reads of the bias only its shape, nn_bilinear_backward does not take it.
     assert gradcheck(wanted, inputs, check_forward_ad=True)
     if sum(needs) == len(needs):
         assert gradgradcheck(wanted, inputs, check_fwd_over_rev=True)

@@ -135,3 +135,15 @@ def test_nan_and_infinity():
         dx, dA = gradients(quadratic.ours, (x, A), torch.ones((), dtype=torch.float64))
         assert [i for i, v in enumerate(dx.tolist()) if v != v or abs(v) == float("inf")] == [3, 6]
         assert dA.isfinite().all()
+
+
+def test_directions_of_a_symmetric_matrix_are_general_matrices():
+    """α moves by xᵀ Ȧ x and dx by (Ȧ + Ȧᵀ) x, all of Ȧ read, as dA = x xᵀ says."""
+    x, A, direction = arguments(((5,), (5, 5), (5, 5)))
+    gradient = torch.func.grad(symmetric, argnums=(0, 1))
+    for wrong_upper in (from_lower(A), A.tril()):
+        _, tangent = torch.func.jvp(lambda A: symmetric(x, A), (wrong_upper,), (direction,))
+        torch.testing.assert_close(tangent, x @ direction @ x)
+        _, (dx, dA) = torch.func.jvp(lambda A: gradient(x, A), (wrong_upper,), (direction,))
+        torch.testing.assert_close(dx, (direction + direction.mT) @ x)
+        assert torch.equal(dA, torch.zeros_like(A))

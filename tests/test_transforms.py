@@ -169,27 +169,29 @@ def test_gradients_per_sample(op, family, dtype):
     """vmap over the backward rule: an argument that all samples share has a gradient for each."""
     shapes = op.families[family]
 
-    def per_sample(function, grad, *args):
-        present = [i for i, t in enumerate(args) if t is not None]
-
+    def per_sample(function, wanted, grad, *args):
         def of(*tensors):
             full = list(args)
-            for i, t in zip(present, tensors, strict=True):
+            for i, t in zip(wanted, tensors, strict=True):
                 full[i] = t
             return function(*full)
 
-        return vjp(of, *(args[i] for i in present))[1](grad)
+        return vjp(of, *(args[i] for i in wanted))[1](grad)
 
+    every = [i for i, shape in enumerate(shapes) if shape is not None]
     dims = all_in_dims(shapes)
-    for in_dims in dims if dtype == torch.float64 else dims[:: max(1, len(dims) // 4)]:
+    for n, in_dims in enumerate(dims if dtype == torch.float64 else dims[:: 1 + len(dims) // 4]):
         args = batched_arguments(shapes, in_dims, dtype, size=2)
         out = op.plain(*sample(in_dims, args, 0))
-        for g_dim in (0, None):
-            g = draw((2, *out.shape) if g_dim == 0 else out.shape, dtype)
-            all_dims, all_args = (g_dim, *in_dims), [g, *args]
-            got = vmap(lambda *a: per_sample(op.ours, *a), all_dims)(*all_args)
+        g_dim = (0, None)[n % 2]
+        g = draw((2, *out.shape) if g_dim == 0 else out.shape, dtype)
+        all_dims, all_args = (g_dim, *in_dims), [g, *args]
+        for wanted in (every, [every[n % len(every)]]):
+            got = vmap(lambda *a, w=wanted: per_sample(op.ours, w, *a), all_dims)(*all_args)
             for i, one in enumerate(got):
-                expected = looped(lambda *a, i=i: per_sample(op.plain, *a)[i], all_dims, all_args)
+                expected = looped(
+                    lambda *a, w=wanted, i=i: per_sample(op.plain, w, *a)[i], all_dims, all_args
+                )
                 torch.testing.assert_close(
                     one, expected, msg=lambda m, d=in_dims, i=i: f"in_dims {d}, gradient {i}: {m}"
                 )
@@ -271,6 +273,31 @@ def test_autograd_functional_with_vectorize():
         )
         expected = torch.autograd.functional.hessian(loss_of(BY_NAME["bilinear"].plain), (y, A, x))
         assert_same(got, expected)
+
+
+@EACH_OP
+def test_batched_gradients_are_differentiable(op):
+    """`is_grads_batched` with `create_graph`, through the ops and their backward ops."""
+    args = arguments(list(op.families.values())[1], requires_grad=True)
+
+    def third(function):
+        out = function(*args) ** 2
+        units = torch.eye(out.numel(), dtype=out.dtype).reshape(-1, *out.shape)
+        jacobian = torch.autograd.grad(out, args, units, is_grads_batched=True, create_graph=True)
+        total = sum((row**3).sum() for row in jacobian)
+        first = torch.autograd.grad(total, args, create_graph=True)
+        scales = torch.tensor([1.0, 2.0], dtype=out.dtype)
+        second = torch.autograd.grad(
+            sum((t**2).sum() for t in first),
+            args,
+            scales.requires_grad_(),
+            is_grads_batched=True,
+            create_graph=True,
+        )
+        last = torch.autograd.grad(sum((t**2).sum() for t in second), [*args, scales])
+        return [*jacobian, *second, *last]
+
+    assert_same(third(op.ours), third(op.plain))
 
 
 def test_functional_call_of_an_ensemble():

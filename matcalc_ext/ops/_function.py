@@ -26,6 +26,9 @@ autocast_active: Callable[[], bool] = torch._C._is_any_autocast_enabled
 compiling: Callable[[], bool] = torch.compiler.is_compiling
 grad_enabled: Callable[[], bool] = torch.is_grad_enabled
 below_autograd = torch._C._AutoDispatchBelowAutograd
+AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
+excluded: Callable[..., bool] = torch._C._dispatch_tls_is_dispatch_key_excluded
+exclude: Callable[..., None] = torch._C._dispatch_tls_set_dispatch_key_excluded
 # A tensor that outlived its transform (one saved for the backward pass of torch.func.vjp, say)
 # stands for the tensor inside it; the dispatcher unwraps it, Function's C base class does not.
 unwrap: Callable[[Tensor], Tensor] = torch._C._functorch.unwrap_if_dead

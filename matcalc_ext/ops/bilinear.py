@@ -9,6 +9,7 @@ from torch.autograd import Function, forward_ad
 
 from .. import _ops
 from ._function import (
+    AUTOGRAD,
     Grads,
     add,
     any_batched,
@@ -17,6 +18,8 @@ from ._function import (
     batch_first,
     below_autograd,
     compiling,
+    exclude,
+    excluded,
     fast_apply,
     forward_rule,
     grad_enabled,
@@ -52,7 +55,14 @@ class Bilinear(Function):
     def backward(ctx: Any, grad: Tensor) -> Grads:
         y, A, x = ctx.saved_tensors
         need_y, need_A, need_x = ctx.needs_input_grad
-        return apply_bilinear_backward(grad, y, A, x, need_y, need_A, need_x)
+        if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
+            return apply_bilinear_backward(grad, y, A, x, need_y, need_A, need_x)
+        was = excluded(AUTOGRAD)
+        exclude(AUTOGRAD, True)
+        try:
+            return _backward(grad, y, A, x, need_y, need_A, need_x)  # type: ignore[no-any-return]
+        finally:
+            exclude(AUTOGRAD, was)
 
     @staticmethod
     @forward_rule
@@ -188,9 +198,15 @@ class BilinearBackward(Function):
 
 
 def _forward_and_save(ctx: Any, y: Tensor, A: Tensor, x: Tensor) -> Tensor:
-    save(ctx, y, A, x)
-    with below_autograd():
+    ctx.save_for_backward(y, A, x)
+    if forward_ad._current_level >= 0:
+        ctx.save_for_forward(y, A, x)
+    was = excluded(AUTOGRAD)
+    exclude(AUTOGRAD, True)
+    try:
         return _forward(y, A, x)  # type: ignore[no-any-return]
+    finally:
+        exclude(AUTOGRAD, was)
 
 
 _apply = fast_apply(Bilinear, _forward_and_save)

@@ -9,6 +9,7 @@ from torch.autograd import Function, forward_ad
 
 from .. import _ops
 from ._function import (
+    AUTOGRAD,
     Grads,
     add,
     any_batched,
@@ -17,6 +18,8 @@ from ._function import (
     batch_first,
     below_autograd,
     compiling,
+    exclude,
+    excluded,
     fast_apply,
     forward_rule,
     grad_enabled,
@@ -52,7 +55,16 @@ class Linear(Function):
     def backward(ctx: Any, grad: Tensor) -> Grads:
         input, weight, bias = ctx.saved_tensors
         need_input, need_weight, need_bias = ctx.needs_input_grad
-        return apply_linear_backward(grad, input, weight, bias, need_input, need_weight, need_bias)
+        if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
+            return apply_linear_backward(
+                grad, input, weight, bias, need_input, need_weight, need_bias
+            )
+        was = excluded(AUTOGRAD)
+        exclude(AUTOGRAD, True)
+        try:
+            return _backward(grad, input, weight, bias, need_input, need_weight, need_bias)  # type: ignore[no-any-return]
+        finally:
+            exclude(AUTOGRAD, was)
 
     @staticmethod
     @forward_rule
@@ -213,9 +225,15 @@ class LinearBackward(Function):
 
 
 def _forward_and_save(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    save(ctx, input, weight, bias)
-    with below_autograd():
+    ctx.save_for_backward(input, weight, bias)
+    if forward_ad._current_level >= 0:
+        ctx.save_for_forward(input, weight, bias)
+    was = excluded(AUTOGRAD)
+    exclude(AUTOGRAD, True)
+    try:
         return _forward(input, weight, bias)  # type: ignore[no-any-return]
+    finally:
+        exclude(AUTOGRAD, was)
 
 
 _apply = fast_apply(Linear, _forward_and_save)

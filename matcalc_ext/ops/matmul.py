@@ -9,6 +9,7 @@ from torch.autograd import Function, forward_ad
 
 from .. import _ops
 from ._function import (
+    AUTOGRAD,
     Grads,
     add,
     any_batched,
@@ -17,6 +18,8 @@ from ._function import (
     batch_first,
     below_autograd,
     compiling,
+    exclude,
+    excluded,
     fast_apply,
     forward_rule,
     grad_enabled,
@@ -52,7 +55,14 @@ class Matmul(Function):
     def backward(ctx: Any, grad: Tensor) -> Grads:
         a, b = ctx.saved_tensors
         need_a, need_b = ctx.needs_input_grad
-        return apply_matmul_backward(grad, a, b, need_a, need_b)
+        if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
+            return apply_matmul_backward(grad, a, b, need_a, need_b)
+        was = excluded(AUTOGRAD)
+        exclude(AUTOGRAD, True)
+        try:
+            return _backward(grad, a, b, need_a, need_b)  # type: ignore[no-any-return]
+        finally:
+            exclude(AUTOGRAD, was)
 
     @staticmethod
     @forward_rule
@@ -169,9 +179,15 @@ class MatmulBackward(Function):
 
 
 def _forward_and_save(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-    save(ctx, a, b)
-    with below_autograd():
+    ctx.save_for_backward(a, b)
+    if forward_ad._current_level >= 0:
+        ctx.save_for_forward(a, b)
+    was = excluded(AUTOGRAD)
+    exclude(AUTOGRAD, True)
+    try:
         return _forward(a, b)  # type: ignore[no-any-return]
+    finally:
+        exclude(AUTOGRAD, was)
 
 
 _apply = fast_apply(Matmul, _forward_and_save)

@@ -9,6 +9,7 @@ from torch.autograd import Function, forward_ad
 
 from .. import _ops
 from ._function import (
+    AUTOGRAD,
     Grads,
     add,
     add_all,
@@ -18,6 +19,8 @@ from ._function import (
     batch_first,
     below_autograd,
     compiling,
+    exclude,
+    excluded,
     fast_apply,
     forward_rule,
     grad_enabled,
@@ -58,9 +61,16 @@ class NnBilinear(Function):
     def backward(ctx: Any, grad: Tensor) -> Grads:
         x1, x2, weight = ctx.saved_tensors
         need_x1, need_x2, need_weight, need_bias = ctx.needs_input_grad
-        return apply_nn_bilinear_backward(
-            grad, x1, x2, weight, need_x1, need_x2, need_weight, need_bias
-        )
+        if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
+            return apply_nn_bilinear_backward(
+                grad, x1, x2, weight, need_x1, need_x2, need_weight, need_bias
+            )
+        was = excluded(AUTOGRAD)
+        exclude(AUTOGRAD, True)
+        try:
+            return _backward(grad, x1, x2, weight, need_x1, need_x2, need_weight, need_bias)  # type: ignore[no-any-return]
+        finally:
+            exclude(AUTOGRAD, was)
 
     @staticmethod
     @forward_rule
@@ -250,9 +260,15 @@ class NnBilinearBackward(Function):
 def _forward_and_save(
     ctx: Any, x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
-    save(ctx, x1, x2, weight)
-    with below_autograd():
+    ctx.save_for_backward(x1, x2, weight)
+    if forward_ad._current_level >= 0:
+        ctx.save_for_forward(x1, x2, weight)
+    was = excluded(AUTOGRAD)
+    exclude(AUTOGRAD, True)
+    try:
         return _forward(x1, x2, weight, bias)  # type: ignore[no-any-return]
+    finally:
+        exclude(AUTOGRAD, was)
 
 
 _apply = fast_apply(NnBilinear, _forward_and_save)

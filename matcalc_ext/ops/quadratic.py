@@ -9,6 +9,7 @@ from torch.autograd import Function, forward_ad
 
 from .. import _ops
 from ._function import (
+    AUTOGRAD,
     Grads,
     add,
     any_batched,
@@ -17,6 +18,8 @@ from ._function import (
     batch_first,
     below_autograd,
     compiling,
+    exclude,
+    excluded,
     fast_apply,
     forward_rule,
     grad_enabled,
@@ -60,8 +63,14 @@ class Quadratic(Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, A = ctx.saved_tensors
         need_x, need_A, _ = ctx.needs_input_grad
-        dx, dA = apply_quadratic_backward(grad, x, A, ctx.symmetric, need_x, need_A)
-        return dx, dA, None
+        if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
+            return *apply_quadratic_backward(grad, x, A, ctx.symmetric, need_x, need_A), None
+        was = excluded(AUTOGRAD)
+        exclude(AUTOGRAD, True)
+        try:
+            return *_backward(grad, x, A, ctx.symmetric, need_x, need_A), None
+        finally:
+            exclude(AUTOGRAD, was)
 
     @staticmethod
     @forward_rule
@@ -197,9 +206,15 @@ def _outer(g: Tensor, x: Tensor, p: Tensor, A: Tensor) -> Tensor | None:
 
 def _forward_and_save(ctx: Any, x: Tensor, A: Tensor, symmetric: bool) -> Tensor:
     ctx.symmetric = symmetric
-    save(ctx, x, A)
-    with below_autograd():
+    ctx.save_for_backward(x, A)
+    if forward_ad._current_level >= 0:
+        ctx.save_for_forward(x, A)
+    was = excluded(AUTOGRAD)
+    exclude(AUTOGRAD, True)
+    try:
         return _forward(x, A, symmetric=symmetric)  # type: ignore[no-any-return]
+    finally:
+        exclude(AUTOGRAD, was)
 
 
 _apply = fast_apply(Quadratic, _forward_and_save)
