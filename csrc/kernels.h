@@ -29,6 +29,9 @@ constexpr int64_t dtype_size(Dtype dtype) {
   return sizes[static_cast<int32_t>(dtype)];
 }
 
+// In the place of a stride: the step between consecutive positions is not one number.
+constexpr int64_t kNoStep = INT64_MIN;
+
 // torch allows 64 dimensions; an op adds at most three of its own (m, n, k).
 constexpr int kMaxDims = 68;
 
@@ -89,7 +92,7 @@ struct Contraction {
   // may be float32: an intermediate of a low-precision op that must not be rounded. S and bias are
   // stored as `dtype`; where S is present, so is A.
   Dtype dtype, dtype_a, dtype_b, dtype_c;
-  const void* a;
+  const void* a;  // nullptr: 1 everywhere, so that C is a plain sum of B
   const void* s;  // nullptr: no scale operand
   const void* b;
   const void* bias;  // nullptr: none. Runs along the single n dimension with stride bias_stride.
@@ -97,7 +100,8 @@ struct Contraction {
   int64_t bias_stride;
   bool conj_a, conj_s, conj_b;  // read the operand conjugated (complex dtypes)
   Fold fold;
-  double scale;  // multiplies the sum (not the bias); 1 unless a formula carries a constant
+  double scale;    // multiplies the sum (not the bias); 1 unless a formula carries a constant
+  int32_t device;  // torch's index of the device among those of its type
   // Within each list the last dimension is the innermost. Sizes are at least 1 in batch, m and n
   // (a size of 0 means no output: the op returns before this); a size of 0 in k leaves the bias,
   // and A and B are then not read. Dimensions of size 1 are left out, except the n dimension of a
@@ -107,36 +111,51 @@ struct Contraction {
 
 // ---------------------------------------------------------------------------------------------
 // Form: one bilinear or quadratic form per batch item, each with a matrix A of its own, so the
-// bytes of A are the cost and every kernel reads A once.
+// bytes of A are the cost and every kernel reads A at most once.
 //
-//   alpha = y^T A x        dy = g * A x        dx = g * A^T y      (complex: A, x, y conjugated
-//                                                                   in the two gradients)
-// Quadratic: y and x are the same vector; the gradient is one, dx = g * (A + A^T) x, dy = nullptr.
+//   alpha = y^T A x     dy = g * A x     da = g * y x^T     dx = g * A^T y
+//                                         (complex: A, x, y conjugated in the three gradients)
+// Any of the four outputs may be wanted, in any combination; da alone does not read A.
+// Quadratic: y and x are the same vector; its gradient is one, dx = g * (A + A^T) x, dy = nullptr.
 // Symmetric: only the lower triangle (row >= column) of A is read; alpha = x^T A x, dx = 2 g A x.
 struct FormDim {
   int64_t size;
-  int64_t y, a, x, g, alpha, dy, dx;  // strides; 0 repeats an input. Outputs never overlap.
+  int64_t y, a, x, g, alpha, dy, da, dx;  // strides; 0 repeats an input. Outputs never overlap.
 };
 
 struct Form {
   Dtype dtype;
+  Dtype dtype_d;       // of dy and dx: `dtype`, or float32 beside bfloat16 and float16
   int64_t rows, cols;  // A is [rows, cols], y is [rows], x is [cols]
   const void *y, *a, *x;
   int64_t y_stride, a_row, a_col, x_stride;
   bool quadratic, symmetric;  // symmetric implies quadratic
-  const void* g;              // gradients: one number per batch item
-  void* alpha;                // forward: one number per batch item, else nullptr
-  void *dy, *dx;              // gradients: nullptr where not wanted
+  const void* g;              // of the gradients: one number per batch item, or nullptr for 1
+  void* alpha;                // one number per batch item; nullptr where not wanted, as the next
+  void *dy, *da, *dx;         // da is contiguous in each item: [rows, cols]
   int64_t dy_stride, dx_stride;
   DimList<FormDim> batch;
+  int32_t device;  // as above
 };
 
 namespace cpu {
 
 // Integer dtypes take a plain loop that wraps as torch does; Forms take no integers.
 void contract(const Contraction& op);
-void form(const Form& op);            // alpha
-void form_gradients(const Form& op);  // dy and/or dx, in one pass over A
+void form(const Form& op);
 
 }  // namespace cpu
+
+#if defined(MATCALC_CUDA)
+namespace cuda {
+
+void contract(const Contraction& op);
+void form(const Form& op);
+
+// Who says whether float32 products may be rounded to TF32 (torch.backends.cuda.matmul's
+// fp32_precision). Until it is set, they may not.
+void set_tf32_query(bool (*query)());
+
+}  // namespace cuda
+#endif
 }  // namespace matcalc

@@ -23,11 +23,27 @@ def info() -> int:
         "compiler": built["compiler"],
         "CPU": f"{', '.join(_C.cpu_isas())}; in use: {_C.cpu_isa()} ({reason})",
         "threads": f"{torch.get_num_threads()} (torch.set_num_threads)",
-        "CUDA": "no: this version has kernels for the CPU only",
+        "CUDA": cuda(),
     }
     for name, fact in facts.items():
         print(f"{name:12} {fact}")
     return 0
+
+
+def cuda() -> str:
+    """Whether CUDA's kernels are there and can run, or why not."""
+    if not _C.build_info()["cuda"]:
+        return (
+            "no: built without CUDA kernels (they are built where nvcc is found and torch is a "
+            "build for CUDA)"
+        )
+    if not torch.cuda.is_available():
+        return "built, but torch finds no GPU"
+    gpus = []
+    for i in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(i)
+        gpus.append(f"{torch.cuda.get_device_name(i)} ({major}.{minor})")
+    return f"{', '.join(gpus)}; torch built for CUDA {torch.version.cuda}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

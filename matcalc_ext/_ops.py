@@ -278,6 +278,44 @@ def _(
     return _empty_if(need_y, y), _empty_if(need_A, A), _empty_if(need_x, x)
 
 
+def _kept(like: Tensor, shape: Shape) -> Tensor:
+    """A product that a forward op leaves for its backward op: float32 beside the 16-bit dtypes."""
+    low = like.dtype in (torch.bfloat16, torch.float16)
+    return like.new_empty(shape, dtype=torch.float32 if low else like.dtype)
+
+
+@torch.library.register_fake("matcalc_ext::bilinear_products")
+def _(
+    y: Tensor, A: Tensor, x: Tensor, need_p: bool, need_q: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    op = "bilinear_products"
+    check_operands(op, y=y, A=A, x=x)
+    batch = bilinear_shape(op, y.shape, A.shape, x.shape)
+    return (
+        A.new_empty(batch),
+        _kept(A, [*batch, A.shape[-2]]) if need_p else None,
+        _kept(A, [*batch, A.shape[-1]]) if need_q else None,
+    )
+
+
+@torch.library.register_fake("matcalc_ext::bilinear_products_backward")
+def _(
+    grad: Tensor,
+    y: Tensor,
+    A: Tensor,
+    x: Tensor,
+    p: Tensor | None,
+    q: Tensor | None,
+    need_y: bool,
+    need_A: bool,
+    need_x: bool,
+) -> tuple[Tensor | None, ...]:
+    op = "bilinear_backward"
+    check_operands(op, y=y, A=A, x=x, grad=grad)
+    check_grad_shape(op, grad, bilinear_shape(op, y.shape, A.shape, x.shape))
+    return _empty_if(need_y, y), _empty_if(need_A, A), _empty_if(need_x, x)
+
+
 @torch.library.register_fake("matcalc_ext::quadratic")
 def _(x: Tensor, A: Tensor, *, symmetric: bool = False) -> Tensor:
     check_operands("quadratic", x=x, A=A)
@@ -287,6 +325,30 @@ def _(x: Tensor, A: Tensor, *, symmetric: bool = False) -> Tensor:
 @torch.library.register_fake("matcalc_ext::quadratic_backward")
 def _(
     grad: Tensor, x: Tensor, A: Tensor, symmetric: bool, need_x: bool, need_A: bool
+) -> tuple[Tensor | None, ...]:
+    op = "quadratic_backward"
+    check_operands(op, x=x, A=A, grad=grad)
+    check_grad_shape(op, grad, quadratic_shape(op, x.shape, A.shape))
+    return _empty_if(need_x, x), _empty_if(need_A, A)
+
+
+@torch.library.register_fake("matcalc_ext::quadratic_products")
+def _(x: Tensor, A: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
+    op = "quadratic_products"
+    check_operands(op, x=x, A=A)
+    batch = quadratic_shape(op, x.shape, A.shape)
+    return x.new_empty(batch), _kept(x, [*batch, x.shape[-1]])
+
+
+@torch.library.register_fake("matcalc_ext::quadratic_products_backward")
+def _(
+    grad: Tensor,
+    x: Tensor,
+    A: Tensor,
+    p: Tensor | None,
+    symmetric: bool,
+    need_x: bool,
+    need_A: bool,
 ) -> tuple[Tensor | None, ...]:
     op = "quadratic_backward"
     check_operands(op, x=x, A=A, grad=grad)

@@ -1,7 +1,8 @@
 """The layers of the house, held by reading include and import lines.
 
 1. Micro-kernels (csrc/cpu/isa) see pointers and integers: no torch, container, allocation, throw.
-2. Drivers (csrc/cpu) see torch's thread pool, through parallel.h alone.
+2. Drivers see no more of torch than its thread pool (csrc/cpu, through parallel.h alone) or its
+   streams and allocator (csrc/cuda, through runtime.cu alone).
 3. Only csrc/ops, and library.cpp which registers it, see tensors; cpu/ and cuda/ know neither
    each other nor csrc/ops.
 4. Python imports go one way: _ops <- ops <- {derivatives, nn}.
@@ -22,7 +23,10 @@ KERNEL_HEADERS = {
     *("arm_neon.h", "immintrin.h"),
 }
 KERNEL_WORDS = r"\b(throw|new|malloc|calloc|aligned_alloc|std::(?:vector|string|map|unique_ptr))\b"
-THREAD_POOL = "torch/csrc/stable/c/shim.h"
+# The one file of each device's drivers that knows torch, and what it knows.
+TORCH_IN_DRIVERS = {"cpu/parallel.h", "cuda/runtime.cu"}
+C_FUNCTIONS = "torch/csrc/stable/c/shim.h"
+SHARED = r"(kernels|numbers|offsets)\.h$"  # what the device folders have in common
 
 # What each part of matcalc_ext may import of matcalc_ext; the parts not named here, __init__ and
 # the command line, stand above all of them.
@@ -54,24 +58,24 @@ def cpp_violations(csrc):
             for header in sorted(set(system) - KERNEL_HEADERS):
                 yield f"{name}: a micro-kernel includes <{header}>"
             for header in sorted(own):
-                if not header.startswith("cpu/isa/") and header != "kernels.h":
+                if not header.startswith("cpu/isa/") and not re.match(SHARED, header):
                     yield f"{name}: a micro-kernel includes {header}"
             for word in re.findall(KERNEL_WORDS, without_comments(text)):
                 yield f"{name}: a micro-kernel uses {word}"
-        if layer.startswith("cpu"):
-            for header in sorted(torch - ({THREAD_POOL} if name == "cpu/parallel.h" else set())):
-                yield f"{name}: the CPU side includes {header}"
+        if layer.startswith(("cpu", "cuda")):
+            for header in sorted(torch - ({C_FUNCTIONS} if name in TORCH_IN_DRIVERS else set())):
+                yield f"{name}: a driver includes {header}"
         if layer != "ops" and name != "library.cpp":
             for header in sorted(h for h in torch if not h.startswith("torch/csrc/stable/c/")):
                 yield f"{name}: includes {header}, and tensors belong to csrc/ops"
         allowed = {  # the files of csrc that the layer may include
-            "": r"kernels\.h$|cpu/[^/]*\.h$|cuda/[^/]*\.h$|ops/",
+            "": rf"{SHARED}|cpu/[^/]*\.h$|cuda/[^/]*\.h$|ops/",
             "ops": r"kernels\.h$|ops/",
-            "cpu": r"kernels\.h$|cpu/",
-            "cuda": r"kernels\.h$|cuda/",
+            "cpu": rf"{SHARED}|cpu/",
+            "cuda": rf"{SHARED}|cuda/",
         }[layer.partition("/")[0]]
         for header in sorted(own):
-            if not re.match("kernels" if name == "kernels.h" else allowed, header):
+            if not re.match(SHARED if re.match(SHARED, name) else allowed, header):
                 yield f"{name}: includes {header}"
 
 
@@ -112,7 +116,7 @@ def test_python_layers():
 
 
 def test_every_layer_was_read():
-    for folder in ("csrc/cpu", "csrc/cpu/isa", "csrc/ops"):
+    for folder in ("csrc/cpu", "csrc/cpu/isa", "csrc/cuda", "csrc/ops"):
         assert any(p.suffix in CPP_SUFFIXES for p in Path(ROOT, folder).iterdir()), folder
     for part in PYTHON_LAYERS:
         assert list(Path(ROOT, "matcalc_ext").glob(f"{part}.py")) or list(
@@ -128,12 +132,13 @@ def test_every_layer_was_read():
         ("cpu/isa/a.cpp", "void f() { throw 1; }\n", "uses throw"),
         ("cpu/isa/a.cpp", "auto* p = new int;\n", "uses new"),
         ("cpu/isa/a.cpp", '#include "../parallel.h"\n', "includes cpu/parallel.h"),
-        ("cpu/a.cpp", "#include <torch/csrc/stable/c/shim.h>\n", "CPU side includes"),
+        ("cpu/a.cpp", "#include <torch/csrc/stable/c/shim.h>\n", "a driver includes"),
         ("cpu/a.cpp", '#include "torch/csrc/stable/tensor.h"\n', "tensors belong to csrc/ops"),
-        ("cpu/parallel.h", "#include <ATen/Parallel.h>\n", "CPU side includes"),
+        ("cpu/parallel.h", "#include <ATen/Parallel.h>\n", "a driver includes"),
         ("cpu/a.cpp", '#include "../cuda/launch.h"\n', "includes cuda/launch.h"),
         ("cpu/a.cpp", '#include "../ops/check.h"\n', "includes ops/check.h"),
         ("cuda/a.cu", '#include "../cpu/parallel.h"\n', "includes cpu/parallel.h"),
+        ("cuda/a.cu", "#include <torch/csrc/stable/c/shim.h>\n", "a driver includes"),
         ("cuda/a.cu", "#include <torch/csrc/stable/tensor.h>\n", "tensors belong to csrc/ops"),
         ("ops/a.cpp", '#include "../cpu/dispatch.h"\n', "includes cpu/dispatch.h"),
         ("kernels.h", '#include "cpu/dispatch.h"\n', "includes cpu/dispatch.h"),

@@ -10,10 +10,10 @@
 #include <utility>
 
 #include "../kernels.h"
+#include "../offsets.h"
 #include "dispatch.h"
 #include "gemm.h"
 #include "integer.h"
-#include "offsets.h"
 #include "parallel.h"
 
 namespace matcalc::cpu {
@@ -35,20 +35,6 @@ const GemmKernels<T>& kernels() {
 #endif
     default:
       return gemm_kernels_scalar(T{});
-  }
-}
-
-// C^T = B^T A^T: A and B, m and n exchanged.
-void transpose(Contraction& op) {
-  std::swap(op.a, op.b);
-  std::swap(op.dtype_a, op.dtype_b);
-  std::swap(op.conj_a, op.conj_b);
-  std::swap(op.m, op.n);
-  for (DimList<ContractionDim>* list : {&op.batch, &op.m, &op.n, &op.k}) {
-    for (int i = 0; i < list->count; ++i) {
-      std::swap(list->items[i].a, list->items[i].b);
-      list->items[i].b2 = list->items[i].b;
-    }
   }
 }
 
@@ -124,6 +110,27 @@ void contract_typed(const Contraction& op, bool bias_on_rows) {
   });
 }
 
+const void* one(Dtype dtype) {
+  static const double float64[] = {1, 0};  // complex128 too
+  static const float float32[] = {1, 0};   // complex64 too
+  static const uint16_t bfloat16 = 0x3f80, float16 = 0x3c00;
+  static const int64_t integer = 1;
+  switch (dtype) {
+    case Dtype::kFloat64:
+    case Dtype::kComplex128:
+      return float64;
+    case Dtype::kFloat32:
+    case Dtype::kComplex64:
+      return float32;
+    case Dtype::kBFloat16:
+      return &bfloat16;
+    case Dtype::kFloat16:
+      return &float16;
+    default:
+      return &integer;
+  }
+}
+
 void contract_floating(const Contraction& op, bool bias_on_rows) {
   if (op.dtype == Dtype::kFloat64 || op.dtype == Dtype::kComplex128) {
     contract_typed<double>(op, bias_on_rows);
@@ -135,7 +142,12 @@ void contract_floating(const Contraction& op, bool bias_on_rows) {
 }  // namespace
 
 void contract(const Contraction& op) {
-  if (is_integer(op.dtype)) {
+  if (op.a == nullptr) {  // a plain sum: every a is one number, with a stride of 0
+    Contraction sum = op;
+    sum.a = one(op.dtype);
+    sum.dtype_a = op.dtype;
+    contract(sum);
+  } else if (is_integer(op.dtype)) {
     contract_integer(op);
   } else if (wants_transpose(op)) {
     Contraction transposed = op;

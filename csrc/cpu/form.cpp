@@ -4,6 +4,9 @@
 // places. A large one is cut into blocks, whose partial sums are added in ascending order. The
 // blocks depend on the shape and strides of A alone, so neither the number of threads nor the batch
 // changes a bit of the result. Threads take whole items where there are enough, else blocks.
+//
+// A is read at most once for all outputs together: where A x or A^T y is made, the value is its
+// product with the other vector.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -55,17 +58,18 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // The operands of one item.
 struct Item {
   const char *y, *a, *x, *g;
-  char *alpha, *dy, *dx;
+  char *alpha, *dy, *da, *dx;
 };
 
 // Offsets of the items of a batch in order, in elements.
 class Batch {
  public:
-  Batch(const Form& op, int64_t bytes, int64_t first) : op_(op), bytes_(bytes) {
+  Batch(const Form& op, int64_t bytes, int64_t first)
+      : op_(op), bytes_(bytes), bytes_d_(dtype_size(op.dtype_d)) {
     at_ = {static_cast<const char*>(op.y), static_cast<const char*>(op.a),
            static_cast<const char*>(op.x), static_cast<const char*>(op.g),
            static_cast<char*>(op.alpha),   static_cast<char*>(op.dy),
-           static_cast<char*>(op.dx)};
+           static_cast<char*>(op.da),      static_cast<char*>(op.dx)};
     for (int d = op.batch.count - 1; d >= 0; --d) {
       index_[d] = first % op.batch[d].size;
       first /= op.batch[d].size;
@@ -88,21 +92,22 @@ class Batch {
  private:
   // Operands that are absent stay nullptr: their strides are not looked at.
   template <class Pointer>
-  void step(Pointer& p, int64_t elements) {
-    if (p != nullptr) p += elements * bytes_;
+  void step(Pointer& p, int64_t bytes) {
+    if (p != nullptr) p += bytes;
   }
   void move(const FormDim& dim, int64_t count) {
-    step(at_.y, dim.y * count);
-    step(at_.a, dim.a * count);
-    step(at_.x, dim.x * count);
-    step(at_.g, dim.g * count);
-    step(at_.alpha, dim.alpha * count);
-    step(at_.dy, dim.dy * count);
-    step(at_.dx, dim.dx * count);
+    step(at_.y, dim.y * count * bytes_);
+    step(at_.a, dim.a * count * bytes_);
+    step(at_.x, dim.x * count * bytes_);
+    step(at_.g, dim.g * count * bytes_);
+    step(at_.alpha, dim.alpha * count * bytes_);
+    step(at_.dy, dim.dy * count * bytes_d_);
+    step(at_.da, dim.da * count * bytes_);
+    step(at_.dx, dim.dx * count * bytes_d_);
   }
 
   const Form& op_;
-  int64_t bytes_;
+  int64_t bytes_, bytes_d_;  // of an element, and of one of dy and dx
   Item at_;
   int64_t index_[kMaxDims];
 };
@@ -121,6 +126,7 @@ class Evaluation {
     int64_t first, last;
   };
 
+  bool products_wanted() const { return want_p_ || want_q_; }
   int64_t block_count() const { return row_blocks_ * col_blocks_; }
   Range rows_of(int64_t block) const;
   Range cols_of(int64_t block) const;
@@ -128,6 +134,7 @@ class Evaluation {
   void item(Item at, char* scratch, bool in_parallel) const;
   void block(const Item& at, const Vectors& v, int64_t index) const;
   void triangle(const Item& at, const Vectors& v, int64_t index) const;
+  void outer(const Item& at, const Vectors& v, int64_t index) const;
   const char* pack_triangle(const char* tile, int64_t n, char* to) const;
   void finish(const Item& at, const Vectors& v) const;
 
@@ -153,11 +160,12 @@ class Evaluation {
   int64_t row_, col_;    // its strides
   int64_t y_stride_, x_stride_, dy_stride_, dx_stride_;
   bool packed_;           // col_ is not 1
-  bool want_p_, want_q_;  // A x and A^T y
-  int64_t row_blocks_, col_blocks_;
-  int64_t p_parts_;        // partial sums of p: one for each block of columns
-  int64_t parts_;          // Acc elements in all partial sums
-  int64_t scratch_bytes_;  // of one item: gathered y, gathered x, partial sums
+  bool want_p_, want_q_;  // A x and A^T y; of a symmetric A both are one vector, kept as q
+  int64_t row_blocks_, col_blocks_;  // none where A is not read
+  int64_t outer_blocks_;             // of rows of da
+  int64_t p_parts_;                  // partial sums of p: one for each block of columns
+  int64_t parts_;                    // Acc elements in all partial sums
+  int64_t scratch_bytes_;            // of one item: gathered y, gathered x, partial sums
 };
 
 Evaluation::Evaluation(const Form& op) : op_(op), k_(kernels(op.dtype)) {
@@ -176,27 +184,30 @@ Evaluation::Evaluation(const Form& op) : op_(op), k_(kernels(op.dtype)) {
   dx_stride_ = by_columns_ ? op.dy_stride : op.dx_stride;
   packed_ = col_ != 1 && cols_ != 1;
 
-  const bool gradients = op.alpha == nullptr;
-  const bool want_y = op.quadratic || op.dy != nullptr;
+  const bool want_y = op.quadratic ? op.dx != nullptr : op.dy != nullptr;
   const bool want_x = op.dx != nullptr;
-  want_p_ = gradients && (by_columns_ ? want_x : want_y);
-  want_q_ = gradients && (by_columns_ ? want_y : want_x);
+  want_p_ = !op.symmetric && (by_columns_ ? want_x : want_y);
+  want_q_ = op.symmetric ? want_x : (by_columns_ ? want_y : want_x);
 
-  if (op.symmetric) {
-    col_blocks_ = 1;
-    row_blocks_ = ceil_div(rows_ * cols_ / 2, kBlockElements);
+  if (op.alpha == nullptr && !products_wanted()) {
+    row_blocks_ = col_blocks_ = 0;
   } else {
-    col_blocks_ = std::max<int64_t>(1, ceil_div(cols_, kBlockCols));
-    row_blocks_ = ceil_div(rows_ * ceil_div(cols_, col_blocks_), kBlockElements);
+    if (op.symmetric) {
+      col_blocks_ = 1;
+      row_blocks_ = ceil_div(rows_ * cols_ / 2, kBlockElements);
+    } else {
+      col_blocks_ = std::max<int64_t>(1, ceil_div(cols_, kBlockCols));
+      row_blocks_ = ceil_div(rows_ * ceil_div(cols_, col_blocks_), kBlockElements);
+    }
+    const int64_t most = std::min(kMaxRowBlocks, kMaxParts / std::max<int64_t>(1, cols_));
+    row_blocks_ = std::clamp<int64_t>(row_blocks_, 1, std::max<int64_t>(1, most));
   }
-  const int64_t most = std::min(kMaxRowBlocks, kMaxParts / std::max<int64_t>(1, cols_));
-  row_blocks_ = std::clamp<int64_t>(row_blocks_, 1, std::max<int64_t>(1, most));
+  outer_blocks_ = op.da == nullptr ? 0 : std::max<int64_t>(1, op.rows * op.cols / kBlockElements);
 
   // A value is two numbers for each block (of a symmetric matrix the part to be doubled is apart).
-  // The products of a symmetric matrix go to one vector, kept as q.
-  p_parts_ = want_p_ && !op.symmetric ? col_blocks_ : 0;
-  const int64_t q_parts = want_q_ || (gradients && op.symmetric) ? row_blocks_ : 0;
-  parts_ = gradients ? p_parts_ * rows_ + q_parts * cols_ : 2 * block_count();
+  p_parts_ = want_p_ ? col_blocks_ : 0;
+  parts_ = products_wanted() ? p_parts_ * rows_ + (want_q_ ? row_blocks_ : 0) * cols_ : 0;
+  parts_ = std::max(parts_, 2 * std::max<int64_t>(1, block_count()));
   scratch_bytes_ = (rows_ + cols_ + parts_) * k_.acc_bytes;
 }
 
@@ -230,11 +241,13 @@ Evaluation::Range Evaluation::cols_of(int64_t block) const {
 
 void Evaluation::run() const {
   // An empty output has no memory, and so looks like one that is not wanted.
-  if (op_.alpha == nullptr && !want_p_ && !want_q_) return;
+  const int64_t tasks = block_count() + outer_blocks_;
+  if (tasks == 0) return;
   const int64_t items = op_.batch.numel();
   const int64_t area = std::max<int64_t>(1, rows_ * cols_);
   // Items one by one, each by all threads, where there are too few to share out evenly.
-  const bool in_parallel = block_count() > 1 && items < 4 * static_cast<int64_t>(num_threads());
+  const bool in_parallel =
+      std::max(block_count(), outer_blocks_) > 1 && items < 4 * static_cast<int64_t>(num_threads());
   const int64_t grain = in_parallel ? items : std::max<int64_t>(1, kGrain / area);
   parallel_for(0, items, grain, [&](int64_t first, int64_t last) {
     Scratch& scratch = Scratch::local();
@@ -256,9 +269,12 @@ void Evaluation::item(Item at, char* scratch, bool in_parallel) const {
   v.y = contiguous(at.y, y_stride_, rows_, scratch);
   v.x = op_.quadratic ? v.y : contiguous(at.x, x_stride_, cols_, scratch);
   v.parts = scratch;
-  const auto blocks = [&](int64_t first, int64_t last) {
+  const int64_t blocks = block_count();
+  const auto tasks = [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b) {
-      if (op_.symmetric) {
+      if (b >= blocks) {
+        outer(at, v, b - blocks);
+      } else if (op_.symmetric) {
         triangle(at, v, b);
       } else {
         block(at, v, b);
@@ -266,11 +282,11 @@ void Evaluation::item(Item at, char* scratch, bool in_parallel) const {
     }
   };
   if (in_parallel) {
-    parallel_for(0, block_count(), 1, blocks);
+    parallel_for(0, blocks + outer_blocks_, 1, tasks);
   } else {
-    blocks(0, block_count());
+    tasks(0, blocks + outer_blocks_);
   }
-  finish(at, v);
+  if (blocks > 0) finish(at, v);
 }
 
 // The vector itself where it is stored as the kernels want it, else a copy in the scratch.
@@ -289,7 +305,7 @@ void Evaluation::block(const Item& at, const Vectors& v, int64_t index) const {
   const int64_t rows = i_end - i, cols = j_end - j;
   const int64_t acc = k_.acc_bytes;
   const char* a = at.a + (i * row_ + j * col_) * k_.item_bytes;
-  if (op_.alpha != nullptr) {
+  if (!products_wanted()) {
     char* sum = v.parts + 2 * index * acc;
     std::memset(sum, 0, 2 * acc);
     value(a, rows, cols, v.y + i * acc, v.x + j * acc, sum);
@@ -305,7 +321,7 @@ void Evaluation::block(const Item& at, const Vectors& v, int64_t index) const {
 void Evaluation::triangle(const Item& at, const Vectors& v, int64_t index) const {
   const auto [first, last] = rows_of(index);
   const int64_t n = rows_, acc = k_.acc_bytes;
-  const bool value_only = op_.alpha != nullptr;
+  const bool value_only = !products_wanted();
   char* sum = value_only ? v.parts + 2 * index * acc : q_part(v, index);
   std::memset(sum, 0, (value_only ? 2 : n) * acc);
   alignas(64) char piece[kPackBytes];
@@ -348,9 +364,19 @@ const char* Evaluation::pack_triangle(const char* tile, int64_t n, char* to) con
   return to;
 }
 
+// A block of rows of da, whose rows and columns are those of A, however A is walked.
+void Evaluation::outer(const Item& at, const Vectors& v, int64_t index) const {
+  const int64_t first = op_.rows * index / outer_blocks_;
+  const int64_t last = op_.rows * (index + 1) / outer_blocks_;
+  const char* y = by_columns_ ? v.x : v.y;
+  const char* x = by_columns_ ? v.y : v.x;
+  k_.outer(y + first * k_.acc_bytes, x, last - first, op_.cols, at.g,
+           at.da + first * op_.cols * k_.item_bytes);
+}
+
 // Adds the partial sums in ascending order and writes the outputs.
 void Evaluation::finish(const Item& at, const Vectors& v) const {
-  if (op_.alpha != nullptr) {
+  if (!products_wanted()) {
     for (int64_t b = 0; b < block_count(); ++b) {
       char* sum = v.parts + 2 * b * k_.acc_bytes;
       if (b > 0) k_.add(sum, 1, v.parts);
@@ -358,24 +384,31 @@ void Evaluation::finish(const Item& at, const Vectors& v) const {
         k_.add(sum + k_.acc_bytes, 1, v.parts);
       }
     }
-    k_.finish(v.parts, 1, nullptr, 1, false, at.alpha, 1);
+    k_.finish(v.parts, 1, nullptr, 1, false, false, at.alpha, 1);
     return;
   }
   for (int64_t b = 1; b < p_parts_; ++b) k_.add(p_part(v, b), rows_, p_part(v, 0));
-  if (want_q_ || op_.symmetric) {
-    for (int64_t b = 1; b < row_blocks_; ++b) k_.add(q_part(v, b), cols_, q_part(v, 0));
+  for (int64_t b = 1; want_q_ && b < row_blocks_; ++b) k_.add(q_part(v, b), cols_, q_part(v, 0));
+  if (op_.alpha != nullptr) {
+    alignas(16) char sum[2 * sizeof(double)] = {};
+    if (want_p_) {
+      k_.dot(v.y, p_part(v, 0), rows_, sum);
+    } else {
+      k_.dot(v.x, q_part(v, 0), cols_, sum);
+    }
+    k_.finish(sum, 1, nullptr, 1, false, false, at.alpha, 1);
   }
-  const bool conj = is_complex(op_.dtype);
-  if (op_.symmetric || op_.quadratic) {
+  const bool conj = is_complex(op_.dtype), wide = op_.dtype_d != op_.dtype;
+  if (op_.quadratic) {
     // One output, the one that the form calls dx.
     char* to = by_columns_ ? at.dy : at.dx;
     const int64_t stride = by_columns_ ? dy_stride_ : dx_stride_;
     if (!op_.symmetric) k_.add(p_part(v, 0), cols_, q_part(v, 0));
-    k_.finish(q_part(v, 0), cols_, at.g, op_.symmetric ? 2 : 1, conj, to, stride);
+    k_.finish(q_part(v, 0), cols_, at.g, op_.symmetric ? 2 : 1, conj, wide, to, stride);
     return;
   }
-  if (want_p_) k_.finish(p_part(v, 0), rows_, at.g, 1, conj, at.dy, dy_stride_);
-  if (want_q_) k_.finish(q_part(v, 0), cols_, at.g, 1, conj, at.dx, dx_stride_);
+  if (want_p_) k_.finish(p_part(v, 0), rows_, at.g, 1, conj, wide, at.dy, dy_stride_);
+  if (want_q_) k_.finish(q_part(v, 0), cols_, at.g, 1, conj, wide, at.dx, dx_stride_);
 }
 
 // Calls f(a, lda, i, j, rows, cols) on A itself where its rows are contiguous, else on copies of
@@ -420,7 +453,5 @@ void Evaluation::products(const char* a, int64_t rows, int64_t cols, const char*
 }  // namespace
 
 void form(const Form& op) { Evaluation(op).run(); }
-
-void form_gradients(const Form& op) { Evaluation(op).run(); }
 
 }  // namespace matcalc::cpu

@@ -14,7 +14,7 @@
 
 #include <algorithm>
 
-#include "offsets.h"
+#include "../offsets.h"
 #include "scratch.h"
 
 namespace matcalc::cpu {

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "offsets.h"
+#include "../offsets.h"
 #include "parallel.h"
 #include "scratch.h"
 

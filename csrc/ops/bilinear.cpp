@@ -20,29 +20,18 @@ Dims bilinear_batch(const char* op, const Operand& y, const Operand& A, const Op
   return broadcast_batch(op, {{&y, 1}, {&A, 2}, {&x, 1}});
 }
 
-// The gradients that keep every batch dimension, of forms with a matrix per item.
-void form_gradients(const Call& call, const Operand& g, const Operand& y, const Operand& A,
-                    const Operand& x, const Dims& batch, const Result* dy, const Result* dx) {
-  Form form;
-  set_form(form, call, y, A, x);
-  form.g = g.data;
-  if (dy != nullptr) {
-    form.dy = dy->data;
-    form.dy_stride = dy->stride(1);
-  }
-  if (dx != nullptr) {
-    form.dx = dx->data;
-    form.dx_stride = dx->stride(1);
-  }
+// p[..., i] = sum_j conj(A[..., i, j] x[..., j]), for the whole batch; or q, of A transposed.
+void run_product(const Call& call, const Operand& x, const Operand& A, int64_t a_row, int64_t a_col,
+                 const Dims& batch, const Result& p) {
+  ContractionBuilder builder(call, {x.data, true}, {}, {A.data, true}, p.data);
+  builder.intermediate_c();
   for (int64_t d = 0; d < batch.count; ++d) {
-    if (batch.sizes[d] == 1) continue;
-    form.batch.push({batch.sizes[d], batch_stride(y, 1, batch, d), batch_stride(A, 2, batch, d),
-                     batch_stride(x, 1, batch, d), g.strides[d], 0,
-                     dy != nullptr ? batch_stride(*dy, 1, batch, d) : 0,
-                     dx != nullptr ? batch_stride(*dx, 1, batch, d) : 0});
+    builder.add({batch.sizes[d], batch_stride(x, 1, batch, d), 0, batch_stride(A, 2, batch, d),
+                 p.strides[d]});
   }
-  finish_form(form);
-  call.kernels->form_gradients(form);
+  builder.add({p.size(1), 0, 0, a_row, 1});
+  builder.add({x.size(1), x.stride(1), 0, a_col, 0});
+  builder.run();
 }
 
 }  // namespace
@@ -62,16 +51,7 @@ Tensor bilinear(const Tensor& y_tensor, const Tensor& A_tensor, const Tensor& x_
   }
 
   if (matrix_per_item(A, batch)) {
-    Form form;
-    set_form(form, call, y, A, x);
-    form.alpha = alpha.data;
-    for (int64_t d = 0; d < batch.count; ++d) {
-      if (batch.sizes[d] == 1) continue;
-      form.batch.push({batch.sizes[d], batch_stride(y, 1, batch, d), batch_stride(A, 2, batch, d),
-                       batch_stride(x, 1, batch, d), 0, alpha.strides[d], 0, 0});
-    }
-    finish_form(form);
-    call.kernels->form(form);
+    run_form(call, {.y = &y, .A = &A, .x = &x, .alpha = &alpha}, batch);
     return alpha.take();
   }
   // p = A x or q = A^T y over the batch that has them, then its product with the other vector:
@@ -87,11 +67,51 @@ Tensor bilinear(const Tensor& y_tensor, const Tensor& A_tensor, const Tensor& x_
   return alpha.take();
 }
 
+// alpha as above, and for the backward pass p[..., i] = sum_j conj(A[..., i, j] x[..., j]) and
+// q[..., j] = sum_i conj(A[..., i, j] y[..., i]), all from one pass over A where each batch item
+// has its own. float32 beside bfloat16 and float16, so that a gradient is rounded once.
+std::tuple<Tensor, OptionalTensor, OptionalTensor> bilinear_products(const Tensor& y_tensor,
+                                                                     const Tensor& A_tensor,
+                                                                     const Tensor& x_tensor,
+                                                                     bool need_p, bool need_q) {
+  const char* op = "bilinear_products";
+  const Operand y(op, "y", y_tensor), A(op, "A", A_tensor), x(op, "x", x_tensor);
+  const Call call = check_operands(op, {&y, &A, &x});
+  const Dims batch = bilinear_batch(op, y, A, x);
+  if (!need_p && !need_q) fail(op, ": neither p nor q is asked for, expected one of them or both");
+  const int64_t m = A.size(2), n = A.size(1);
+  Result alpha = call.empty(batch);
+  Result p = need_p ? call.intermediate(product_dims(batch, m)) : Result();
+  Result q = need_q ? call.intermediate(product_dims(batch, n)) : Result();
+  if (m == 0 || n == 0) {
+    for (const Result* result : {&alpha, &p, &q}) {
+      if (result->numel != 0) fill_zeros(call, *result);
+    }
+  } else if (alpha.numel != 0 && matrix_per_item(A, batch)) {
+    run_form(call,
+             {.y = &y,
+              .A = &A,
+              .x = &x,
+              .alpha = &alpha,
+              .dy = need_p ? &p : nullptr,
+              .dx = need_q ? &q : nullptr},
+             batch);
+  } else if (alpha.numel != 0) {
+    if (need_p) run_product(call, x, A, A.stride(2), A.stride(1), batch, p);
+    if (need_q) run_product(call, y, A, A.stride(1), A.stride(2), batch, q);
+    value_of_product(call, need_p ? p : q, need_p ? y : x, batch, 1, alpha);
+  }
+  return {alpha.take(), take_if(need_p, p), take_if(need_q, q)};
+}
+
 // dy[..., i] = g[...] sum_j conj(A[..., i, j] x[..., j]),  dx[..., j] = g[...] sum_i conj(A y),
 // dA[..., i, j] = g[...] conj(y[..., i] x[..., j]), each summed over the batch dimensions along
-// which its operand was broadcast.
-Gradients3 bilinear_backward(const Tensor& grad, const Tensor& y_tensor, const Tensor& A_tensor,
-                             const Tensor& x_tensor, bool need_y, bool need_A, bool need_x) {
+// which its operand was broadcast. With p or q of bilinear_products, dy = g p and dx = g q.
+Gradients3 bilinear_products_backward(const Tensor& grad, const Tensor& y_tensor,
+                                      const Tensor& A_tensor, const Tensor& x_tensor,
+                                      const OptionalTensor& p_tensor,
+                                      const OptionalTensor& q_tensor, bool need_y, bool need_A,
+                                      bool need_x) {
   const char* op = "bilinear_backward";
   const Operand g(op, "grad", grad), y(op, "y", y_tensor), A(op, "A", A_tensor);
   const Operand x(op, "x", x_tensor);
@@ -103,15 +123,36 @@ Gradients3 bilinear_backward(const Tensor& grad, const Tensor& y_tensor, const T
   Result dy = need_y ? call.empty_like(y) : Result();
   Result dA = need_A ? call.empty_like(A) : Result();
   Result dx = need_x ? call.empty_like(x) : Result();
-  bool dy_left = dy.numel != 0, dx_left = dx.numel != 0;
+  bool dy_left = dy.numel != 0, dA_left = dA.numel != 0, dx_left = dx.numel != 0;
 
-  if (m != 0 && n != 0 && (dy_left || dx_left) && matrix_per_item(A, batch)) {
+  const auto from_product = [&](const OptionalTensor& tensor, const char* name,
+                                const Operand& vector, const Result& d, bool* left) {
+    if (!tensor.has_value() || !*left || batch_reduced(vector, 1, batch)) return;
+    const Operand product(op, name, *tensor);
+    check_product(op, product, call, batch, vector.size(1));
+    scale_product(call, g, product, batch, d);
+    *left = false;
+  };
+  from_product(p_tensor, "p", y, dy, &dy_left);
+  from_product(q_tensor, "q", x, dx, &dx_left);
+
+  if (m != 0 && n != 0 && matrix_per_item(A, batch)) {
     const bool dy_now = dy_left && !batch_reduced(y, 1, batch);
+    const bool dA_now = dA_left && !batch_reduced(A, 2, batch);
     const bool dx_now = dx_left && !batch_reduced(x, 1, batch);
-    if (dy_now || dx_now) {
-      form_gradients(call, g, y, A, x, batch, dy_now ? &dy : nullptr, dx_now ? &dx : nullptr);
+    if (dy_now || dA_now || dx_now) {
+      run_form(call,
+               {.y = &y,
+                .A = &A,
+                .x = &x,
+                .g = &g,
+                .dy = dy_now ? &dy : nullptr,
+                .dA = dA_now ? &dA : nullptr,
+                .dx = dx_now ? &dx : nullptr},
+               batch);
     }
     dy_left = dy_left && !dy_now;
+    dA_left = dA_left && !dA_now;
     dx_left = dx_left && !dx_now;
   }
   if (dy_left) {
@@ -134,7 +175,7 @@ Gradients3 bilinear_backward(const Tensor& grad, const Tensor& y_tensor, const T
     product.add({m, y.stride(1), 0, A.stride(2), 0});
     run(call, product, Fused::kAllowed);
   }
-  if (dA.numel != 0) {
+  if (dA_left) {
     TripleProduct product({y.data, true}, {g.data}, {x.data, true}, dA.data);
     for (int64_t d = 0; d < batch.count; ++d) {
       product.add({batch.sizes[d], batch_stride(y, 1, batch, d), g.strides[d],
@@ -145,6 +186,12 @@ Gradients3 bilinear_backward(const Tensor& grad, const Tensor& y_tensor, const T
     run(call, product, Fused::kAllowed);
   }
   return {take_if(need_y, dy), take_if(need_A, dA), take_if(need_x, dx)};
+}
+
+Gradients3 bilinear_backward(const Tensor& grad, const Tensor& y, const Tensor& A, const Tensor& x,
+                             bool need_y, bool need_A, bool need_x) {
+  return bilinear_products_backward(grad, y, A, x, std::nullopt, std::nullopt, need_y, need_A,
+                                    need_x);
 }
 
 }  // namespace matcalc

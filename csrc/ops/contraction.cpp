@@ -27,6 +27,7 @@ ContractionBuilder::ContractionBuilder(const Call& call, Factor a, Factor s, Fac
   op_.conj_b = b.conj;
   op_.fold = Fold::kNone;
   op_.scale = 1;
+  op_.device = call.device_index;
 }
 
 void ContractionBuilder::add(const LoopDim& dim) {
@@ -176,7 +177,7 @@ void fill_zeros(const Call& call, const Result& result) {
 }
 
 void run_sum(const Call& call, const DimList<LoopDim>& dims, const void* x, void* c) {
-  ContractionBuilder builder(call, {call.kernels->one(call.dtype)}, {}, {x}, c);
+  ContractionBuilder builder(call, {}, {}, {x}, c);
   for (const LoopDim& dim : dims) builder.add(dim);
   builder.run();
 }

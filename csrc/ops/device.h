@@ -10,9 +10,7 @@ namespace matcalc {
 struct Kernels {
   void (*contract)(const Contraction&);
   void (*form)(const Form&);
-  void (*form_gradients)(const Form&);
-  // Where the device keeps a 1 of this dtype: the second operand of a plain sum.
-  const void* (*one)(Dtype);
+  bool calls_are_cheap;  // a call costs no more than some thousand multiply-adds: no launch
 };
 
 // nullptr where this build has no kernels for the device (torch's number for its type).

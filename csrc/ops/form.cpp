@@ -11,31 +11,87 @@ bool matrix_per_item(const Operand& A, const Dims& batch) {
   return true;
 }
 
-void set_form(Form& form, const Call& call, const Operand& y, const Operand& A, const Operand& x) {
+void run_form(const Call& call, const FormArguments& arguments, const Dims& batch) {
+  const auto& [y, A, x, g, alpha, dy, dA, dx, quadratic, symmetric] = arguments;
+  const auto along = [&](const auto* tensor, int64_t own, int64_t d) {
+    return tensor == nullptr ? 0 : batch_stride(*tensor, own, batch, d);
+  };
+  const auto data = [](const Result* result) { return result == nullptr ? nullptr : result->data; };
+  const Result* vector = dy != nullptr ? dy : dx;
+  Form form;
   form.dtype = call.dtype;
-  form.rows = A.size(2);
-  form.cols = A.size(1);
-  form.y = y.data;
-  form.a = A.data;
-  form.x = x.data;
-  form.y_stride = y.stride(1);
-  form.a_row = A.stride(2);
-  form.a_col = A.stride(1);
-  form.x_stride = x.stride(1);
-  form.quadratic = false;
-  form.symmetric = false;
-  form.g = nullptr;
-  form.alpha = nullptr;
-  form.dy = nullptr;
-  form.dx = nullptr;
-  form.dy_stride = 0;
-  form.dx_stride = 0;
-}
-
-void finish_form(Form& form) {
+  form.dtype_d = vector != nullptr ? vector->dtype : call.dtype;
+  form.rows = A->size(2);
+  form.cols = A->size(1);
+  form.y = y->data;
+  form.a = A->data;
+  form.x = x->data;
+  form.y_stride = y->stride(1);
+  form.a_row = A->stride(2);
+  form.a_col = A->stride(1);
+  form.x_stride = x->stride(1);
+  form.quadratic = quadratic;
+  form.symmetric = symmetric;
+  form.g = g == nullptr ? nullptr : g->data;
+  form.alpha = data(alpha);
+  form.dy = data(dy);
+  form.da = data(dA);
+  form.dx = data(dx);
+  form.dy_stride = dy == nullptr ? 0 : dy->stride(1);
+  form.dx_stride = dx == nullptr ? 0 : dx->stride(1);
+  form.device = call.device_index;
+  for (int64_t d = 0; d < batch.count; ++d) {
+    if (batch.sizes[d] == 1) continue;
+    form.batch.push({batch.sizes[d], along(y, 1, d), along(A, 2, d), along(x, 1, d), along(g, 0, d),
+                     along(alpha, 0, d), along(dy, 1, d), along(dA, 2, d), along(dx, 1, d)});
+  }
   order_and_merge(form.batch, [](const FormDim& dim) { return dim.a; },
                   {&FormDim::y, &FormDim::a, &FormDim::x, &FormDim::g, &FormDim::alpha,
-                   &FormDim::dy, &FormDim::dx});
+                   &FormDim::dy, &FormDim::da, &FormDim::dx});
+  call.kernels->form(form);
+}
+
+Dims product_dims(const Dims& batch, int64_t entries) {
+  Dims dims = batch;
+  dims.push(entries);
+  return dims;
+}
+
+void scale_product(const Call& call, const Operand& g, const Operand& p, const Dims& batch,
+                   const Result& d) {
+  ContractionBuilder builder(call, {p.data}, {}, {g.data}, d.data);
+  builder.intermediate_a();
+  for (int64_t i = 0; i < batch.count; ++i) {
+    builder.add({batch.sizes[i], batch_stride(p, 1, batch, i), 0, batch_stride(g, 0, batch, i),
+                 batch_stride(d, 1, batch, i)});
+  }
+  builder.add({p.size(1), p.stride(1), 0, 0, 1});
+  builder.run();
+}
+
+void value_of_product(const Call& call, const Result& p, const Operand& x, const Dims& batch,
+                      double scale, const Result& alpha) {
+  ContractionBuilder builder(call, {p.data, true}, {}, {x.data}, alpha.data);
+  builder.intermediate_a();
+  for (int64_t d = 0; d < batch.count; ++d) {
+    builder.add({batch.sizes[d], batch_stride(p, 1, batch, d), 0, batch_stride(x, 1, batch, d),
+                 batch_stride(alpha, 0, batch, d)});
+  }
+  builder.add({p.size(1), 1, 0, x.stride(1), 0});
+  builder.set_scale(scale);
+  builder.run();
+}
+
+void check_product(const char* op, const Operand& p, const Call& call, const Dims& batch,
+                   int64_t entries) {
+  const Dims expected = product_dims(batch, entries);
+  bool fits = p.dim == expected.count && p.dtype == call.intermediate_torch_dtype() &&
+              p.device_type == call.device_type && p.device_index == call.device_index;
+  for (int64_t d = 0; fits && d < p.dim; ++d) fits = p.sizes[d] == expected.sizes[d];
+  if (!fits) {
+    fail(op, ": ", p.name, " has shape ", p.shape(), ", expected the product of shape ",
+         expected.shape(), " that the forward op returned");
+  }
 }
 
 }  // namespace matcalc

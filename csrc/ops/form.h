@@ -1,4 +1,5 @@
-// What bilinear and quadratic share: forms whose matrix has data of its own for every batch item.
+// What bilinear and quadratic share: forms whose matrix has data of its own for every batch item,
+// and gradients that an earlier pass over A has left but for their factor g.
 #pragma once
 
 #include "tensor.h"
@@ -9,10 +10,29 @@ namespace matcalc {
 // matrix, which the Form kernels make once; otherwise the items share a matrix product.
 bool matrix_per_item(const Operand& A, const Dims& batch);
 
-// A Form without batch dimensions, outputs or gradient: pointers, sizes and strides of y, A and x.
-void set_form(Form& form, const Call& call, const Operand& y, const Operand& A, const Operand& x);
+// A form's operands and wanted outputs; g and the outputs may be nullptr.
+struct FormArguments {
+  const Operand *y, *A, *x, *g = nullptr;
+  const Result *alpha = nullptr, *dy = nullptr, *dA = nullptr, *dx = nullptr;
+  bool quadratic = false, symmetric = false;
+};
 
-// Orders and merges the batch dimensions.
-void finish_form(Form& form);
+// Runs the kernel of forms with a matrix per item.
+void run_form(const Call& call, const FormArguments& form, const Dims& batch);
+
+// The sizes of a product of A with a vector, for each batch item.
+Dims product_dims(const Dims& batch, int64_t entries);
+
+// d[..., i] = g[...] p[..., i], of the same batch: a gradient from the one for g = 1.
+void scale_product(const Call& call, const Operand& g, const Operand& p, const Dims& batch,
+                   const Result& d);
+
+// alpha[...] = scale * sum_i conj(p[..., i]) x[..., i]: the form from the gradient for g = 1.
+void value_of_product(const Call& call, const Result& p, const Operand& x, const Dims& batch,
+                      double scale, const Result& alpha);
+
+// A product that was saved must be what this call would save.
+void check_product(const char* op, const Operand& p, const Call& call, const Dims& batch,
+                   int64_t entries);
 
 }  // namespace matcalc

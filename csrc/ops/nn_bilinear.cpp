@@ -46,13 +46,15 @@ NnBilinearShape nn_bilinear_shape(const char* op, const Operand& x1, const Opera
 // a generated operand of rows x (in1 in2) entries. Making that operand costs as much as eight
 // columns of the product, and as much again until some 128 columns keep the tiles busy (measured
 // with 16 to 512 inputs and 1 to 4096 rows); with few rows the single product is bound by packing
-// the whole weight. Against a product per output speaks its start, where the matrices are small.
-bool output_by_output(const NnBilinearShape& shape, int64_t rows) {
+// the whole weight. Against a product per output speaks its start, where the matrices are small or
+// a start is a kernel launch.
+bool output_by_output(const Call& call, const NnBilinearShape& shape, int64_t rows) {
   constexpr int64_t kFewOutputs = 8, kManyOutputs = 128, kFewRows = 64;
   constexpr int64_t kLargeMatrix = 64 * 64;
   if (shape.in1 == 0 || shape.in2 == 0) return false;
   if (shape.out < kFewOutputs) return true;
-  return shape.in1 * shape.in2 >= kLargeMatrix && (shape.out < kManyOutputs || rows < kFewRows);
+  return call.kernels->calls_are_cheap && shape.in1 * shape.in2 >= kLargeMatrix &&
+         (shape.out < kManyOutputs || rows < kFewRows);
 }
 
 const char* offset(const Call& call, const void* data, int64_t elements) {
@@ -106,7 +108,7 @@ Tensor nn_bilinear(const Tensor& input1, const Tensor& input2, const Tensor& wei
   Result z = call.empty(shape.result);
   if (z.numel == 0) return z.take();
 
-  if (output_by_output(shape, z.numel / shape.out)) {
+  if (output_by_output(call, shape, z.numel / shape.out)) {
     run_output_by_output(call, shape, x1, x2, w, b_or_null, z);
     return z.take();
   }

@@ -25,9 +25,23 @@ Tensor bilinear(const Tensor& y, const Tensor& A, const Tensor& x);
 Gradients3 bilinear_backward(const Tensor& grad, const Tensor& y, const Tensor& A, const Tensor& x,
                              bool need_y, bool need_A, bool need_x);
 
+std::tuple<Tensor, OptionalTensor, OptionalTensor> bilinear_products(const Tensor& y,
+                                                                     const Tensor& A,
+                                                                     const Tensor& x, bool need_p,
+                                                                     bool need_q);
+Gradients3 bilinear_products_backward(const Tensor& grad, const Tensor& y, const Tensor& A,
+                                      const Tensor& x, const OptionalTensor& p,
+                                      const OptionalTensor& q, bool need_y, bool need_A,
+                                      bool need_x);
+
 Tensor quadratic(const Tensor& x, const Tensor& A, bool symmetric);
 Gradients2 quadratic_backward(const Tensor& grad, const Tensor& x, const Tensor& A, bool symmetric,
                               bool need_x, bool need_A);
+
+std::tuple<Tensor, Tensor> quadratic_products(const Tensor& x, const Tensor& A, bool symmetric);
+Gradients2 quadratic_products_backward(const Tensor& grad, const Tensor& x, const Tensor& A,
+                                       const OptionalTensor& p, bool symmetric, bool need_x,
+                                       bool need_A);
 
 Tensor nn_bilinear(const Tensor& input1, const Tensor& input2, const Tensor& weight,
                    const OptionalTensor& bias);

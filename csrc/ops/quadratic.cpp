@@ -19,6 +19,13 @@ Dims quadratic_batch(const char* op, const Operand& x, const Operand& A) {
   return broadcast_batch(op, {{&x, 1}, {&A, 2}});
 }
 
+// (A + A^T) x as a matrix product, or 2 A x of the symmetric matrix in the lower triangle.
+void add_fold(ContractionBuilder& builder, const Operand& A, const Operand& x, bool symmetric) {
+  builder.add_fold(symmetric ? Fold::kSymmetric : Fold::kAddTranspose, A.size(1), A.stride(2),
+                   A.stride(1), x.stride(1), 1);
+  if (symmetric) builder.set_scale(2);
+}
+
 }  // namespace
 
 // alpha[...] = sum_ij x[..., i] A[..., i, j] x[..., j]; symmetric: reads A[..., i, j] for i >= j
@@ -36,19 +43,10 @@ Tensor quadratic(const Tensor& x_tensor, const Tensor& A_tensor, bool symmetric)
   }
 
   if (matrix_per_item(A, batch)) {
-    Form form;
-    set_form(form, call, x, A, x);
-    form.quadratic = true;
-    form.symmetric = symmetric;
-    form.alpha = alpha.data;
-    for (int64_t d = 0; d < batch.count; ++d) {
-      if (batch.sizes[d] == 1) continue;
-      const int64_t x_stride = batch_stride(x, 1, batch, d);
-      form.batch.push({batch.sizes[d], x_stride, batch_stride(A, 2, batch, d), x_stride, 0,
-                       alpha.strides[d], 0, 0});
-    }
-    finish_form(form);
-    call.kernels->form(form);
+    run_form(
+        call,
+        {.y = &x, .A = &A, .x = &x, .alpha = &alpha, .quadratic = true, .symmetric = symmetric},
+        batch);
     return alpha.take();
   }
   // T[..., j] = sum_i x[..., i] A[..., i, j] over the batch that x or A runs along, then
@@ -82,11 +80,49 @@ Tensor quadratic(const Tensor& x_tensor, const Tensor& A_tensor, bool symmetric)
   return alpha.take();
 }
 
+// alpha as above, and for the backward pass p[..., i] = sum_j conj((A[..., i, j] + A[..., j, i])
+// x[..., j]), symmetric: 2 conj(A x), from one pass over A. float32 beside bfloat16 and float16.
+std::tuple<Tensor, Tensor> quadratic_products(const Tensor& x_tensor, const Tensor& A_tensor,
+                                              bool symmetric) {
+  const char* op = "quadratic_products";
+  const Operand x(op, "x", x_tensor), A(op, "A", A_tensor);
+  const Call call = check_operands(op, {&x, &A});
+  const Dims batch = quadratic_batch(op, x, A);
+  const int64_t n = A.size(1);
+  Result alpha = call.empty(batch);
+  Result p = call.intermediate(product_dims(batch, n));
+  if (n == 0) {
+    if (alpha.numel != 0) fill_zeros(call, alpha);
+  } else if (alpha.numel != 0 && matrix_per_item(A, batch)) {
+    run_form(call,
+             {.y = &x,
+              .A = &A,
+              .x = &x,
+              .alpha = &alpha,
+              .dx = &p,
+              .quadratic = true,
+              .symmetric = symmetric},
+             batch);
+  } else if (alpha.numel != 0) {
+    ContractionBuilder builder(call, {x.data, true}, {}, {A.data, true}, p.data);
+    builder.intermediate_c();
+    for (int64_t d = 0; d < batch.count; ++d) {
+      builder.add({batch.sizes[d], batch_stride(x, 1, batch, d), 0, batch_stride(A, 2, batch, d),
+                   p.strides[d]});
+    }
+    add_fold(builder, A, x, symmetric);
+    builder.run();
+    value_of_product(call, p, x, batch, 0.5, alpha);
+  }
+  return {alpha.take(), p.take()};
+}
+
 // dx[..., i] = g[...] sum_j conj((A[..., i, j] + A[..., j, i]) x[..., j]), symmetric: 2 g conj(A
 // x); dA[..., i, j] = g[...] conj(x[..., i] x[..., j]); each summed over the batch dimensions along
-// which its operand was broadcast.
-Gradients2 quadratic_backward(const Tensor& grad, const Tensor& x_tensor, const Tensor& A_tensor,
-                              bool symmetric, bool need_x, bool need_A) {
+// which its operand was broadcast. With p of quadratic_products, dx = g p.
+Gradients2 quadratic_products_backward(const Tensor& grad, const Tensor& x_tensor,
+                                       const Tensor& A_tensor, const OptionalTensor& p_tensor,
+                                       bool symmetric, bool need_x, bool need_A) {
   const char* op = "quadratic_backward";
   const Operand g(op, "grad", grad), x(op, "x", x_tensor), A(op, "A", A_tensor);
   const Call call = check_operands(op, {&x, &A, &g});
@@ -96,36 +132,41 @@ Gradients2 quadratic_backward(const Tensor& grad, const Tensor& x_tensor, const 
 
   Result dx = need_x ? call.empty_like(x) : Result();
   Result dA = need_A ? call.empty_like(A) : Result();
-  if (dx.numel != 0) {
-    if (matrix_per_item(A, batch) && !batch_reduced(x, 1, batch)) {
-      Form form;
-      set_form(form, call, x, A, x);
-      form.quadratic = true;
-      form.symmetric = symmetric;
-      form.g = g.data;
-      form.dx = dx.data;
-      form.dx_stride = dx.stride(1);
-      for (int64_t d = 0; d < batch.count; ++d) {
-        if (batch.sizes[d] == 1) continue;
-        const int64_t x_stride = batch_stride(x, 1, batch, d);
-        form.batch.push({batch.sizes[d], x_stride, batch_stride(A, 2, batch, d), x_stride,
-                         g.strides[d], 0, 0, batch_stride(dx, 1, batch, d)});
-      }
-      finish_form(form);
-      call.kernels->form_gradients(form);
-    } else {
-      ContractionBuilder builder(call, {x.data, true}, {g.data}, {A.data, true}, dx.data);
-      for (int64_t d = 0; d < batch.count; ++d) {
-        builder.add({batch.sizes[d], batch_stride(x, 1, batch, d), g.strides[d],
-                     batch_stride(A, 2, batch, d), batch_stride(dx, 1, batch, d)});
-      }
-      builder.add_fold(symmetric ? Fold::kSymmetric : Fold::kAddTranspose, n, A.stride(2),
-                       A.stride(1), x.stride(1), 1);
-      if (symmetric) builder.set_scale(2);
-      builder.run();
-    }
+  bool dx_left = dx.numel != 0, dA_left = dA.numel != 0;
+  if (dx_left && p_tensor.has_value() && !batch_reduced(x, 1, batch)) {
+    const Operand p(op, "p", *p_tensor);
+    check_product(op, p, call, batch, n);
+    scale_product(call, g, p, batch, dx);
+    dx_left = false;
   }
-  if (dA.numel != 0) {
+  if (n != 0 && matrix_per_item(A, batch)) {
+    const bool dx_now = dx_left && !batch_reduced(x, 1, batch);
+    const bool dA_now = dA_left && !batch_reduced(A, 2, batch);
+    if (dx_now || dA_now) {
+      run_form(call,
+               {.y = &x,
+                .A = &A,
+                .x = &x,
+                .g = &g,
+                .dA = dA_now ? &dA : nullptr,
+                .dx = dx_now ? &dx : nullptr,
+                .quadratic = true,
+                .symmetric = symmetric},
+               batch);
+    }
+    dx_left = dx_left && !dx_now;
+    dA_left = dA_left && !dA_now;
+  }
+  if (dx_left) {
+    ContractionBuilder builder(call, {x.data, true}, {g.data}, {A.data, true}, dx.data);
+    for (int64_t d = 0; d < batch.count; ++d) {
+      builder.add({batch.sizes[d], batch_stride(x, 1, batch, d), g.strides[d],
+                   batch_stride(A, 2, batch, d), batch_stride(dx, 1, batch, d)});
+    }
+    add_fold(builder, A, x, symmetric);
+    builder.run();
+  }
+  if (dA_left) {
     TripleProduct product({x.data, true}, {g.data}, {x.data, true}, dA.data);
     for (int64_t d = 0; d < batch.count; ++d) {
       const int64_t x_stride = batch_stride(x, 1, batch, d);
@@ -137,6 +178,11 @@ Gradients2 quadratic_backward(const Tensor& grad, const Tensor& x_tensor, const 
     run(call, product, Fused::kAllowed);
   }
   return {take_if(need_x, dx), take_if(need_A, dA)};
+}
+
+Gradients2 quadratic_backward(const Tensor& grad, const Tensor& x, const Tensor& A, bool symmetric,
+                              bool need_x, bool need_A) {
+  return quadratic_products_backward(grad, x, A, std::nullopt, symmetric, need_x, need_A);
 }
 
 }  // namespace matcalc

@@ -8,6 +8,12 @@
 namespace matcalc {
 namespace {
 
+#if defined(MATCALC_CUDA)
+constexpr const char* kDevices = "kernels for the CPU and for CUDA";
+#else
+constexpr const char* kDevices = "kernels for the CPU";
+#endif
+
 struct DtypeRow {
   int32_t torch_dtype;
   Dtype dtype;
@@ -91,6 +97,7 @@ Result allocate(const Call& call, int32_t torch_dtype, const int64_t* sizes, int
     fail(call.op, ": the result would have ", dim, " dimensions, at most ", kMaxTensorDims,
          " are supported");
   }
+  result.dtype = call.dtype;
   result.dim = dim;
   int64_t stride = 1;
   result.numel = 1;
@@ -117,52 +124,7 @@ Result allocate(const Call& call, int32_t torch_dtype, const int64_t* sizes, int
   return result;
 }
 
-// A sum's second operand, one for each dtype.
-const void* cpu_one(Dtype dtype) {
-  static const double float64 = 1;
-  static const float float32 = 1;
-  static const uint16_t bfloat16 = 0x3f80;
-  static const uint16_t float16 = 0x3c00;
-  static const float complex64[2] = {1, 0};
-  static const double complex128[2] = {1, 0};
-  static const int64_t int64 = 1;
-  static const int32_t int32 = 1;
-  static const int16_t int16 = 1;
-  static const int8_t int8 = 1;  // the same byte as uint8
-  switch (dtype) {
-    case Dtype::kFloat64:
-      return &float64;
-    case Dtype::kFloat32:
-      return &float32;
-    case Dtype::kBFloat16:
-      return &bfloat16;
-    case Dtype::kFloat16:
-      return &float16;
-    case Dtype::kComplex64:
-      return complex64;
-    case Dtype::kComplex128:
-      return complex128;
-    case Dtype::kUInt8:
-    case Dtype::kInt8:
-      return &int8;
-    case Dtype::kInt16:
-      return &int16;
-    case Dtype::kInt32:
-      return &int32;
-    case Dtype::kInt64:
-      return &int64;
-  }
-  return nullptr;
-}
-
-const Kernels kCpuKernels = {cpu::contract, cpu::form, cpu::form_gradients, cpu_one};
-
 }  // namespace
-
-const Kernels* find_kernels(int32_t device_type) {
-  static const int32_t cpu = aoti_torch_device_type_cpu();
-  return device_type == cpu ? &kCpuKernels : nullptr;
-}
 
 Operand::Operand(const char* op, const char* operand_name, const Tensor& tensor)
     : name(operand_name) {
@@ -201,10 +163,15 @@ Result Call::empty(const int64_t* sizes, int64_t dim) const {
   return allocate(*this, torch_dtype, sizes, dim);
 }
 
-Result Call::intermediate(const Dims& dims) const {
+int32_t Call::intermediate_torch_dtype() const {
   static const int32_t float32 = aoti_torch_dtype_float32();
-  return allocate(*this, intermediate_dtype() == dtype ? torch_dtype : float32, dims.sizes,
-                  dims.count);
+  return intermediate_dtype() == dtype ? torch_dtype : float32;
+}
+
+Result Call::intermediate(const Dims& dims) const {
+  Result result = allocate(*this, intermediate_torch_dtype(), dims.sizes, dims.count);
+  result.dtype = intermediate_dtype();
+  return result;
 }
 
 Call check_operands(const char* op, std::initializer_list<const Operand*> operands,
@@ -231,8 +198,7 @@ Call check_operands(const char* op, std::initializer_list<const Operand*> operan
   call.kernels = find_kernels(first.device_type);
   if (call.kernels == nullptr) {
     fail(op, ": ", first.name, " is on ", device_name(first),
-         ", but this build of matcalc_ext has ",
-         "kernels for the CPU only: move the operands with .cpu()");
+         ", but this build of matcalc_ext has ", kDevices, " only: move the operands with .cpu()");
   }
   return call;
 }

@@ -78,6 +78,7 @@ struct Dims {
 struct Result {
   Tensor tensor;
   void* data = nullptr;
+  Dtype dtype = Dtype::kFloat32;
   int64_t numel = 0;
   int64_t dim = 0;
   int64_t sizes[kMaxTensorDims];
@@ -103,6 +104,7 @@ struct Call {
   Dtype intermediate_dtype() const {
     return dtype == Dtype::kBFloat16 || dtype == Dtype::kFloat16 ? Dtype::kFloat32 : dtype;
   }
+  int32_t intermediate_torch_dtype() const;
 
   Result empty(const int64_t* sizes, int64_t dim) const;
   Result empty(const Dims& dims) const { return empty(dims.sizes, dims.count); }

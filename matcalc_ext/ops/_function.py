@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from .. import _ops
+
 # Looked up once: they are used at each call.
 transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 autocast_active: Callable[[], bool] = torch._C._is_any_autocast_enabled
@@ -58,6 +60,19 @@ def save(ctx: Any, *tensors: Tensor | None) -> None:
     ctx.save_for_backward(*tensors)
     if forward_ad._current_level >= 0 or transforms_active():
         ctx.save_for_forward(*tensors)
+
+
+# Multiply-adds from which it pays to keep A x and Aᵀ y of the forward pass for the backward pass:
+# below, making and keeping them costs as much as a second pass over A.
+_KEEP_FROM = 1 << 15
+_KEEP_FROM_CUDA = 1 << 22  # there a kernel's launch costs as much as reading some million numbers
+
+
+def worth_keeping(y: Tensor, A: Tensor) -> bool:
+    """Whether the forward pass of a form should keep its products for the backward pass."""
+    if A.dim() < 2:
+        return False  # an error, which the op will say
+    return y.numel() * A.shape[-1] >= (_KEEP_FROM_CUDA if A.is_cuda else _KEEP_FROM)
 
 
 def forward_rule(rule: Callable[..., Any]) -> Callable[..., Any]:
@@ -211,6 +226,8 @@ def autocast(tensor: Any) -> Any:
 # --------------------------------------------------------------------------------------------
 # Errors
 
+_DEVICES = ("cpu", "meta", *(["cuda"] if _ops._C.build_info()["cuda"] else []))
+
 
 def problem(op: str, **arguments: Any) -> Exception | None:
     """What the kernels cannot say about arguments they never see, or None."""
@@ -232,10 +249,11 @@ def problem(op: str, **arguments: Any) -> Exception | None:
                 f"{op}: {first_name} is on {first.device} and {name} is on {tensor.device}, "
                 "expected one device for all operands"
             )
-    if first.device.type not in ("cpu", "meta"):
+    if first.device.type not in _DEVICES:
+        has = "the CPU and for CUDA" if "cuda" in _DEVICES else "the CPU"
         return RuntimeError(
             f"{op}: {first_name} is on {first.device}, but this build of matcalc_ext has kernels "
-            "for the CPU only: move the operands with .cpu()"
+            f"for {has} only: move the operands with .cpu()"
         )
     return None
 

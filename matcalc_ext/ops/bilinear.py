@@ -33,10 +33,13 @@ from ._function import (
     tangents,
     transforms_active,
     unwrap,
+    worth_keeping,
 )
 
 _forward = _ops.entry("bilinear")
 _backward = _ops.entry("bilinear_backward")
+_products = _ops.entry("bilinear_products")
+_products_backward = _ops.entry("bilinear_products_backward")
 
 
 class Bilinear(Function):
@@ -53,13 +56,15 @@ class Bilinear(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Grads:
-        y, A, x = ctx.saved_tensors
+        y, A, x, *kept = ctx.saved_tensors
         need_y, need_A, need_x = ctx.needs_input_grad
         if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
             return apply_bilinear_backward(grad, y, A, x, need_y, need_A, need_x)
         was = excluded(AUTOGRAD)
         exclude(AUTOGRAD, True)
         try:
+            if kept and not is_batched(grad):
+                return _products_backward(grad, y, A, x, *kept, need_y, need_A, need_x)  # type: ignore[no-any-return]
             return _backward(grad, y, A, x, need_y, need_A, need_x)  # type: ignore[no-any-return]
         finally:
             exclude(AUTOGRAD, was)
@@ -197,14 +202,35 @@ class BilinearBackward(Function):
         return sample_shapes(grads, size, *shapes)
 
 
+def _products_to_keep(ctx: Any, y: Tensor, A: Tensor, x: Tensor) -> tuple[bool, bool]:
+    """Which of A x and Aᵀ y the forward pass should make and keep, so that backward need not.
+
+    Where each item has a matrix of its own, one pass over it makes both; where all share one, the
+    value needs one of the two products, and the other would be a second.
+    """
+    if not worth_keeping(y, A) or y.shape[:-1] != x.shape[:-1]:
+        return False, False
+    need_y, _, need_x = ctx.needs_input_grad
+    if A.shape[:-2] == y.shape[:-1]:
+        return need_y, need_x
+    return (need_y, need_x and not need_y) if A.dim() == 2 else (False, False)
+
+
 def _forward_and_save(ctx: Any, y: Tensor, A: Tensor, x: Tensor) -> Tensor:
-    ctx.save_for_backward(y, A, x)
-    if forward_ad._current_level >= 0:
-        ctx.save_for_forward(y, A, x)
+    forward_mode = forward_ad._current_level >= 0
+    keep_p, keep_q = (False, False) if forward_mode else _products_to_keep(ctx, y, A, x)
     was = excluded(AUTOGRAD)
     exclude(AUTOGRAD, True)
     try:
-        return _forward(y, A, x)  # type: ignore[no-any-return]
+        if keep_p or keep_q:
+            alpha, p, q = _products(y, A, x, keep_p, keep_q)
+            ctx.save_for_backward(y, A, x, p, q)
+        else:
+            alpha = _forward(y, A, x)
+            ctx.save_for_backward(y, A, x)
+            if forward_mode:
+                ctx.save_for_forward(y, A, x)
+        return alpha  # type: ignore[no-any-return]
     finally:
         exclude(AUTOGRAD, was)
 

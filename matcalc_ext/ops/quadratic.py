@@ -33,12 +33,15 @@ from ._function import (
     tangents,
     transforms_active,
     unwrap,
+    worth_keeping,
 )
 from .bilinear import apply_bilinear_backward
 from .matmul import apply_matmul
 
 _forward = _ops.entry("quadratic")
 _backward = _ops.entry("quadratic_backward")
+_products = _ops.entry("quadratic_products")
+_products_backward = _ops.entry("quadratic_products_backward")
 
 
 class Quadratic(Function):
@@ -61,13 +64,15 @@ class Quadratic(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, A = ctx.saved_tensors
+        x, A, *kept = ctx.saved_tensors
         need_x, need_A, _ = ctx.needs_input_grad
         if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
             return *apply_quadratic_backward(grad, x, A, ctx.symmetric, need_x, need_A), None
         was = excluded(AUTOGRAD)
         exclude(AUTOGRAD, True)
         try:
+            if kept and not is_batched(grad):
+                return *_products_backward(grad, x, A, *kept, ctx.symmetric, need_x, need_A), None
             return *_backward(grad, x, A, ctx.symmetric, need_x, need_A), None
         finally:
             exclude(AUTOGRAD, was)
@@ -206,13 +211,26 @@ def _outer(g: Tensor, x: Tensor, p: Tensor, A: Tensor) -> Tensor | None:
 
 def _forward_and_save(ctx: Any, x: Tensor, A: Tensor, symmetric: bool) -> Tensor:
     ctx.symmetric = symmetric
-    ctx.save_for_backward(x, A)
-    if forward_ad._current_level >= 0:
-        ctx.save_for_forward(x, A)
+    forward_mode = forward_ad._current_level >= 0
+    # dx for g = 1 comes out of the pass over A that makes the value; not where x is broadcast.
+    keep = (
+        not forward_mode
+        and ctx.needs_input_grad[0]
+        and worth_keeping(x, A)
+        and (A.dim() == 2 or A.shape[:-2] == x.shape[:-1])
+    )
     was = excluded(AUTOGRAD)
     exclude(AUTOGRAD, True)
     try:
-        return _forward(x, A, symmetric=symmetric)  # type: ignore[no-any-return]
+        if keep:
+            alpha, p = _products(x, A, symmetric)
+            ctx.save_for_backward(x, A, p)
+        else:
+            alpha = _forward(x, A, symmetric=symmetric)
+            ctx.save_for_backward(x, A)
+            if forward_mode:
+                ctx.save_for_forward(x, A)
+        return alpha  # type: ignore[no-any-return]
     finally:
         exclude(AUTOGRAD, was)
 

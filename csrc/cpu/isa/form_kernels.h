@@ -1,4 +1,4 @@
-// The table of micro-kernels behind cpu::form and cpu::form_gradients, one per instruction set.
+// The table of micro-kernels behind cpu::form, one per instruction set.
 #pragma once
 
 #include <cstdint>
@@ -51,11 +51,24 @@ struct FormKernelSet {
   // to += from
   void (*add)(const void* from, int64_t n, void* to);  // Acc [n]
 
+  // *sum += y^T x
+  void (*dot)(const void* y,  // Acc [n]
+              const void* x,  // Acc [n]
+              int64_t n,
+              void* sum);  // Acc
+
+  // to[i, j] = g * conj(y[i] x[j]), rounded once; g is a T, or nullptr for 1.
+  void (*outer)(const void* y,  // Acc [rows]
+                const void* x,  // Acc [cols]
+                int64_t rows, int64_t cols, const void* g,
+                void* to);  // T [rows, cols], contiguous
+
   // to[i * stride] = scale * g * sum[i], rounded once; g is a T, or nullptr for 1.
   void (*finish)(const void* sum,  // Acc [n]
                  int64_t n, const void* g, double scale,
                  bool conj,  // of the sum
-                 void* to,   // T [n], stride
+                 bool wide,  // `to` is an Acc
+                 void* to,   // T or Acc [n], stride
                  int64_t stride);
 };
 

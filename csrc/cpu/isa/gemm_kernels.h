@@ -13,9 +13,6 @@ struct Complex {
   T re, im;
 };
 
-// The step between consecutive k is not one number.
-constexpr int64_t kNoStep = INT64_MIN;
-
 // One operand block to be packed: element (w, k) lies at src + w_offset[w] + k_offset[k], where w
 // runs across the panel (rows of A, columns of B) and k along it.
 struct PackSource {

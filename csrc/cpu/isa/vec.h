@@ -21,78 +21,10 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../../numbers.h"
+
 namespace matcalc::cpu {
 namespace {
-
-struct Bf16 {
-  uint16_t bits;
-};
-struct F16 {
-  uint16_t bits;
-};
-
-// The type that a sum of Ts is kept in.
-template <class T>
-struct AccumulatorOf {
-  using Type = T;
-};
-template <>
-struct AccumulatorOf<Bf16> {
-  using Type = float;
-};
-template <>
-struct AccumulatorOf<F16> {
-  using Type = float;
-};
-template <class T>
-using Accumulator = typename AccumulatorOf<T>::Type;
-
-inline uint32_t bits_of(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-inline float float_of(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-// One element to its accumulator type and back.
-inline float widen(float value) { return value; }
-inline double widen(double value) { return value; }
-inline float widen(Bf16 value) { return float_of(static_cast<uint32_t>(value.bits) << 16); }
-inline float widen(F16 value) {
-  const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000) << 16;
-  const uint32_t rest = static_cast<uint32_t>(value.bits & 0x7fff) << 13;
-  const uint32_t exponent = rest & 0x0f800000;
-  // Exponents are 127 - 15 apart; infinity and NaN take the gap twice. A subnormal is read as a
-  // number with exponent 113, from which the implicit one that it does not have is taken off.
-  const uint32_t normal = rest + (exponent == 0x0f800000 ? 0x70000000u : 0x38000000u);
-  const float subnormal = float_of(rest + 0x38800000u) - float_of(0x38800000u);
-  return float_of((exponent == 0 ? bits_of(subnormal) : normal) | sign);
-}
-
-inline void narrow(float value, float& out) { out = value; }
-inline void narrow(double value, double& out) { out = value; }
-inline void narrow(float value, Bf16& out) {
-  const uint32_t bits = bits_of(value);
-  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  out.bits = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
-}
-inline void narrow(float value, F16& out) {
-  const uint32_t bits = bits_of(value);
-  const uint32_t sign = bits & 0x80000000;
-  const uint32_t magnitude = bits ^ sign;
-  // Below 2^-14: adding 2^-1 makes the float adder round at the half's last subnormal bit.
-  const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
-  const uint32_t normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
-  const uint32_t special = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
-  const uint32_t half = magnitude >= 0x47800000  ? special  // 65536 and above
-                        : magnitude < 0x38800000 ? subnormal
-                                                 : normal;
-  out.bits = static_cast<uint16_t>(half | (sign >> 16));
-}
 
 template <class T>
 struct Vec;

@@ -1,12 +1,14 @@
-// From positions in a list of dimensions to offsets in an operand.
+// What the drivers of every device do with lists of dimensions: from positions to offsets in an
+// operand, and the transposed product.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 
-#include "../kernels.h"
+#include "kernels.h"
 
-namespace matcalc::cpu {
+namespace matcalc {
 
 // Where position `index` (last dimension fastest) lies in the operand that `stride` names.
 template <class D>
@@ -44,4 +46,18 @@ int64_t uniform_step(const DimList<D>& dims, int64_t D::* stride, int64_t none) 
   return dims[dims.count - 1].*stride;
 }
 
-}  // namespace matcalc::cpu
+// C^T = B^T A^T: A and B, m and n exchanged. A bias then runs along m.
+inline void transpose(Contraction& op) {
+  std::swap(op.a, op.b);
+  std::swap(op.dtype_a, op.dtype_b);
+  std::swap(op.conj_a, op.conj_b);
+  std::swap(op.m, op.n);
+  for (DimList<ContractionDim>* list : {&op.batch, &op.m, &op.n, &op.k}) {
+    for (int i = 0; i < list->count; ++i) {
+      std::swap(list->items[i].a, list->items[i].b);
+      list->items[i].b2 = list->items[i].b;
+    }
+  }
+}
+
+}  // namespace matcalc
