@@ -143,6 +143,8 @@ namespace cpu {
 // Integer dtypes take a plain loop that wraps as torch does; Forms take no integers.
 void contract(const Contraction& op);
 void form(const Form& op);
+// Called with a fresh result before its first touch.
+void prepare_result(void* data, int64_t bytes);
 
 }  // namespace cpu
 

@@ -91,13 +91,14 @@ std::string device_name(const Operand& operand) {
   fail(op, ": ", name, " could not be read: expected a dense tensor with storage");
 }
 
-Result allocate(const Call& call, int32_t torch_dtype, const int64_t* sizes, int64_t dim) {
+Result allocate(const Call& call, Dtype dtype, int32_t torch_dtype, const int64_t* sizes,
+                int64_t dim) {
   Result result;
   if (dim > kMaxTensorDims) {
     fail(call.op, ": the result would have ", dim, " dimensions, at most ", kMaxTensorDims,
          " are supported");
   }
-  result.dtype = call.dtype;
+  result.dtype = dtype;
   result.dim = dim;
   int64_t stride = 1;
   result.numel = 1;
@@ -120,6 +121,9 @@ Result allocate(const Call& call, int32_t torch_dtype, const int64_t* sizes, int
   result.tensor = Tensor(handle);
   if (torch_get_mutable_data_ptr(handle, &result.data) != AOTI_TORCH_SUCCESS) {
     fail(call.op, ": torch gave a result without storage");
+  }
+  if (call.kernels->prepare_result != nullptr) {
+    call.kernels->prepare_result(result.data, result.numel * dtype_size(result.dtype));
   }
   return result;
 }
@@ -160,7 +164,7 @@ Operand::Operand(const char* op, const char* operand_name, const Tensor& tensor)
 }
 
 Result Call::empty(const int64_t* sizes, int64_t dim) const {
-  return allocate(*this, torch_dtype, sizes, dim);
+  return allocate(*this, dtype, torch_dtype, sizes, dim);
 }
 
 int32_t Call::intermediate_torch_dtype() const {
@@ -169,9 +173,7 @@ int32_t Call::intermediate_torch_dtype() const {
 }
 
 Result Call::intermediate(const Dims& dims) const {
-  Result result = allocate(*this, intermediate_torch_dtype(), dims.sizes, dims.count);
-  result.dtype = intermediate_dtype();
-  return result;
+  return allocate(*this, intermediate_dtype(), intermediate_torch_dtype(), dims.sizes, dims.count);
 }
 
 Call check_operands(const char* op, std::initializer_list<const Operand*> operands,
