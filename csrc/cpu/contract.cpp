@@ -28,6 +28,7 @@ template <class T>
 const GemmKernels<T>& kernels() {
   switch (isa()) {
 #if defined(__x86_64__)
+    case Isa::kAvx512Bf16:
     case Isa::kAvx512:
       return gemm_kernels_avx512(T{});
     case Isa::kAvx2:
@@ -78,9 +79,9 @@ Grid choose_grid(int64_t m, int64_t n, int64_t mr, int64_t nr, int64_t threads) 
   return best;
 }
 
-template <class T>
-void contract_typed(const Contraction& op, bool bias_on_rows) {
-  const Product<T> product(op, kernels<T>(), bias_on_rows);
+template <class T, class P>
+void contract_typed(const Contraction& op, const GemmKernels<T, P>& kernels, bool bias_on_rows) {
+  const Product<T, P> product(op, kernels, bias_on_rows);
   const int64_t items = op.batch.numel(), m = product.rows(), n = product.cols();
   const double work =
       static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(product.depth());
@@ -131,11 +132,26 @@ const void* one(Dtype dtype) {
   }
 }
 
+#if defined(__x86_64__)
+// Whether dot products of pairs of bfloat16 numbers make it: of the numbers as they are stored, for
+// a generated operand would have to be rounded to bfloat16 first.
+bool takes_pairs(const Contraction& op) {
+  return op.dtype_a == Dtype::kBFloat16 && op.dtype_b == Dtype::kBFloat16 && op.s == nullptr &&
+         op.fold == Fold::kNone && op.scale == 1 &&
+         uniform_step(op.k, &ContractionDim::a, kNoStep) != kNoStep &&
+         uniform_step(op.k, &ContractionDim::b, kNoStep) != kNoStep;
+}
+#endif
+
 void contract_floating(const Contraction& op, bool bias_on_rows) {
   if (op.dtype == Dtype::kFloat64 || op.dtype == Dtype::kComplex128) {
-    contract_typed<double>(op, bias_on_rows);
+    contract_typed(op, kernels<double>(), bias_on_rows);
+#if defined(__x86_64__)
+  } else if (isa() == Isa::kAvx512Bf16 && takes_pairs(op)) {
+    contract_typed(op, gemm_kernels_avx512bf16(), bias_on_rows);
+#endif
   } else {
-    contract_typed<float>(op, bias_on_rows);
+    contract_typed(op, kernels<float>(), bias_on_rows);
   }
 }
 

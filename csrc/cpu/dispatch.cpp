@@ -14,7 +14,7 @@ namespace matcalc::cpu {
 namespace {
 
 constexpr const char* kVariable = "MATCALC_CPU_ISA";
-constexpr const char* kNames[kIsaCount] = {"scalar", "avx2", "avx512"};
+constexpr const char* kNames[kIsaCount] = {"scalar", "avx2", "avx512", "avx512_bf16"};
 constexpr int kUndecided = -1;
 
 std::atomic<int> current{kUndecided};
@@ -38,7 +38,7 @@ Isa parse(const std::string& source, const char* name) {
                              "\", which this CPU does not have; it has " + supported_names());
   }
   throw std::runtime_error(source + " names \"" + name +
-                           "\", expected one of scalar, avx2, avx512; this CPU has " +
+                           "\", expected one of scalar, avx2, avx512, avx512_bf16; this CPU has " +
                            supported_names());
 }
 
@@ -77,6 +77,8 @@ bool isa_supported(Isa isa) {
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
              isa_supported(Isa::kAvx2);
+    case Isa::kAvx512Bf16:
+      return __builtin_cpu_supports("avx512bf16") && isa_supported(Isa::kAvx512);
   }
   return false;
 #else

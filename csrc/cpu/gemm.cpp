@@ -38,17 +38,17 @@ int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step
 
 }  // namespace
 
-template <class T>
-struct Product<T>::Block {
+template <class T, class P>
+struct Product<T, P>::Block {
   int64_t n0, cols;  // columns n0 ... n0 + cols
   int64_t k0, depth;
   bool b_in_place;
   bool accumulate;
   int64_t k_step_a, k_step_s;
-  const T* b;  // packed panels, or B itself
+  const P* b;  // packed panels, or B itself
   int64_t ldb;
-  T* packed_b;  // [cols / nr][depth][nr]
-  T* packed_a;  // [depth][mr]
+  P* packed_b;  // [cols / nr][packed depth][nr]
+  P* packed_a;  // [packed depth][mr]
   T* buffer;    // [rows][ld_buffer], real rows
   int64_t ld_buffer;
   T* bias;                                    // [cols], complex: [2][cols]
@@ -57,8 +57,8 @@ struct Product<T>::Block {
   int64_t *m_a, *m_s;                         // [mr]
 };
 
-template <class T>
-Product<T>::Product(const Contraction& op, const GemmKernels<T>& kernels, bool bias_on_rows)
+template <class T, class P>
+Product<T, P>::Product(const Contraction& op, const GemmKernels<T, P>& kernels, bool bias_on_rows)
     : op_(op),
       kernels_(kernels),
       bias_on_rows_(bias_on_rows),
@@ -77,21 +77,23 @@ Product<T>::Product(const Contraction& op, const GemmKernels<T>& kernels, bool b
       m_c_(uniform_step(op.m, &Dim::c, kNoStep)),
       n_c_(uniform_step(op.n, &Dim::c, kNoStep)) {
   const bool plain = !complex_ && op.s == nullptr && op.scale == 1;
+  constexpr bool kReadable = kPair == 1;  // the tile can read what lies in memory
   dots_ = plain && op.fold == Fold::kNone && op.n.count == 0 && k_a_ == 1;
   c_in_place_ = op.dtype_c == native<T>() && (n_c_ == 1 || cols_ == 1) && m_c_ != kNoStep;
-  a_in_place_ = plain && op.dtype_a == native<T>() && m_a_ != kNoStep && k_a_ != kNoStep;
+  a_in_place_ =
+      kReadable && plain && op.dtype_a == native<T>() && m_a_ != kNoStep && k_a_ != kNoStep;
   if (a_in_place_ && cols_ > 4 * kernels.nr) {
     // Each panel of A is read once for every panel of B: worth packing when its lines collide, or
     // when a step along k goes to another line each time.
     const int64_t bytes = m_a_ * static_cast<int64_t>(sizeof(T));
     a_in_place_ = k_a_ == 1 && bytes % kCollidingStep != 0;
   }
-  b_readable_in_place_ = !complex_ && op.dtype_b == native<T>() && op.fold == Fold::kNone &&
-                         (n_b_ == 1 || cols_ == 1) && k_b_ != kNoStep;
+  b_readable_in_place_ = kReadable && !complex_ && op.dtype_b == native<T>() &&
+                         op.fold == Fold::kNone && (n_b_ == 1 || cols_ == 1) && k_b_ != kNoStep;
 }
 
-template <class T>
-void Product<T>::compute(int64_t item, int64_t m0, int64_t m1, int64_t n0, int64_t n1) const {
+template <class T, class P>
+void Product<T, P>::compute(int64_t item, int64_t m0, int64_t m1, int64_t n0, int64_t n1) const {
   const Item operands{
       static_cast<const char*>(op_.a) + offset_of(op_.batch, &Dim::a, item) * size_a_,
       op_.s == nullptr
@@ -108,8 +110,8 @@ void Product<T>::compute(int64_t item, int64_t m0, int64_t m1, int64_t n0, int64
 }
 
 // C[m] = sum_k A[m, k] x[k], rows of A contiguous.
-template <class T>
-void Product<T>::compute_dots(const Item& item, int64_t m0, int64_t m1) const {
+template <class T, class P>
+void Product<T, P>::compute_dots(const Item& item, int64_t m0, int64_t m1) const {
   const int64_t rows = m1 - m0;
   const bool x_in_place = op_.dtype_b == native<T>() && k_b_ == 1;
   const bool out_in_place = op_.dtype_c == native<T>() && m_c_ != kNoStep;
@@ -162,20 +164,20 @@ void Product<T>::compute_dots(const Item& item, int64_t m0, int64_t m1) const {
 }
 
 // The bias of a row, for products whose bias runs along m or whose only column it is.
-template <class T>
-const T* Product<T>::bias_of_row(int64_t row, T* value) const {
+template <class T, class P>
+const T* Product<T, P>::bias_of_row(int64_t row, T* value) const {
   const int64_t index = bias_on_rows_ ? row : 0;
   const char* source = static_cast<const char*>(op_.bias) + index * op_.bias_stride * size_;
   kernels_.load(op_.dtype, 1, source, 1, value);
   return value;
 }
 
-template <class T>
-void Product<T>::compute_blocks(const Item& item, int64_t m0, int64_t m1, int64_t n0,
-                                int64_t n1) const {
+template <class T, class P>
+void Product<T, P>::compute_blocks(const Item& item, int64_t m0, int64_t m1, int64_t n0,
+                                   int64_t n1) const {
   const int64_t mr = kernels_.mr, nr = kernels_.nr;
   const int64_t entry = complex_ ? 2 : 1;  // real rows, and real depth, of an entry
-  const int64_t depth_block = kernels_.kc / entry;
+  const int64_t depth_block = kernels_.kc * kPair / entry;
   const int64_t panel_rows = mr / entry;
   Block block{};
   block.b_in_place = b_readable_in_place_ && m1 - m0 <= kUnpackedPanels * panel_rows;
@@ -184,17 +186,17 @@ void Product<T>::compute_blocks(const Item& item, int64_t m0, int64_t m1, int64_
   const int64_t depth = std::min(depth_block, depth_);
   const int64_t buffer_rows = c_in_place_ ? 0 : std::min(kBufferRows, m1 - m0);
   const bool b_packed = !block.b_in_place, any_packed = b_packed || !a_in_place_;
-  const int64_t size_b = b_packed ? cols * depth * entry : 0;
-  const int64_t size_a = a_in_place_ ? 0 : mr * depth * entry;
+  const int64_t size_b = b_packed ? cols * packed_depth(depth) : 0;
+  const int64_t size_a = a_in_place_ ? 0 : mr * packed_depth(depth);
   const int64_t size_buffer = buffer_rows * entry * cols;
   const int64_t size_k = any_packed ? depth : 0;
   Scratch& scratch = Scratch::local();
-  scratch.reserve(Scratch::size_of<T>(size_b) + Scratch::size_of<T>(size_a) +
+  scratch.reserve(Scratch::size_of<P>(size_b) + Scratch::size_of<P>(size_a) +
                   Scratch::size_of<T>(size_buffer) + Scratch::size_of<T>(2 * cols) +
                   5 * Scratch::size_of<int64_t>(size_k) + 4 * Scratch::size_of<int64_t>(cols) +
                   2 * Scratch::size_of<int64_t>(mr));
-  block.packed_b = scratch.template take<T>(size_b);
-  block.packed_a = scratch.template take<T>(size_a);
+  block.packed_b = scratch.template take<P>(size_b);
+  block.packed_a = scratch.template take<P>(size_a);
   block.buffer = scratch.template take<T>(size_buffer);
   block.ld_buffer = cols;
   block.bias = scratch.template take<T>(2 * cols);
@@ -227,17 +229,17 @@ void Product<T>::compute_blocks(const Item& item, int64_t m0, int64_t m1, int64_
       do {  // once for an empty depth: C is then the bias or zero
         load_depth(block, k0, std::min(depth_, k0 + depth_block));
         if (block.b_in_place) {
-          block.b = reinterpret_cast<const T*>(item.b) + j0 * n_b_ + k0 * k_b_;
+          block.b = reinterpret_cast<const P*>(item.b) + j0 * n_b_ + k0 * k_b_;
           block.ldb = k_b_;
         } else if (block.depth > 0) {
           pack_b(block, item);
         }
         for (int64_t i = i0; i < i1; i += panel_rows) {
           const int64_t rows = std::min(panel_rows, i1 - i);
-          const T* a;
+          const P* a;
           int64_t a_row = 1, a_col = mr;
           if (a_in_place_) {
-            a = reinterpret_cast<const T*>(item.a) + i * m_a_ + k0 * k_a_;
+            a = reinterpret_cast<const P*>(item.a) + i * m_a_ + k0 * k_a_;
             a_row = m_a_;
             a_col = k_a_;
           } else {
@@ -250,10 +252,10 @@ void Product<T>::compute_blocks(const Item& item, int64_t m0, int64_t m1, int64_
             c = reinterpret_cast<T*>(item.c) + i * m_c_ + j0 * n_c_;
             ldc = m_c_;
           }
-          const int64_t step_b = block.b_in_place ? nr : nr * block.depth * entry;
+          const int64_t step_b = block.b_in_place ? nr : nr * packed_depth(block.depth);
           for (int64_t j = 0; j < block.cols; j += nr) {
-            kernels_.tile(rows * entry, std::min(nr, block.cols - j), block.depth * entry, a, a_row,
-                          a_col, block.b + j / nr * step_b, block.ldb, c + j, ldc,
+            kernels_.tile(rows * entry, std::min(nr, block.cols - j), packed_depth(block.depth), a,
+                          a_row, a_col, block.b + j / nr * step_b, block.ldb, c + j, ldc,
                           block.accumulate);
           }
         }
@@ -266,8 +268,8 @@ void Product<T>::compute_blocks(const Item& item, int64_t m0, int64_t m1, int64_
 }
 
 // The offsets of one block of depth.
-template <class T>
-void Product<T>::load_depth(Block& block, int64_t k0, int64_t k1) const {
+template <class T, class P>
+void Product<T, P>::load_depth(Block& block, int64_t k0, int64_t k1) const {
   block.k0 = k0;
   block.depth = k1 - k0;
   if (block.k_a == nullptr) return;
@@ -281,9 +283,9 @@ void Product<T>::load_depth(Block& block, int64_t k0, int64_t k1) const {
   }
 }
 
-template <class T>
-void Product<T>::pack_b(Block& block, const Item& item) const {
-  const int64_t nr = kernels_.nr, entry = complex_ ? 2 : 1;
+template <class T, class P>
+void Product<T, P>::pack_b(Block& block, const Item& item) const {
+  const int64_t nr = kernels_.nr;
   PackSource source{};
   source.src = item.b;
   source.k_offset = block.k_b;
@@ -298,7 +300,7 @@ void Product<T>::pack_b(Block& block, const Item& item) const {
     source.w_offset = block.n_b + j;
     source.w_offset2 = block.n_b2 + j;
     source.w_index = block.n_index + j;
-    T* panel = block.packed_b + j * block.depth * entry;
+    P* panel = block.packed_b + j * packed_depth(block.depth);
     if (complex_) {
       kernels_.pack_complex_cols(panel, nr, width, block.depth, source);
     } else {
@@ -309,8 +311,8 @@ void Product<T>::pack_b(Block& block, const Item& item) const {
   block.ldb = nr;
 }
 
-template <class T>
-void Product<T>::pack_a(Block& block, const Item& item, int64_t i, int64_t rows) const {
+template <class T, class P>
+void Product<T, P>::pack_a(Block& block, const Item& item, int64_t i, int64_t rows) const {
   offsets_of(op_.m, &Dim::a, i, i + rows, block.m_a);
   PackSource source{};
   source.src = item.a;
@@ -337,9 +339,9 @@ void Product<T>::pack_a(Block& block, const Item& item, int64_t i, int64_t rows)
 
 // Packs one panel. Where several dimensions make up the depth, the steps along the innermost one
 // are still fixed: its runs are packed one after the other.
-template <class T>
-void Product<T>::pack_runs(const Block& block, Dtype dtype, int64_t Dim::* stride, T* dst,
-                           int64_t panel, int64_t width, PackSource source) const {
+template <class T, class P>
+void Product<T, P>::pack_runs(const Block& block, Dtype dtype, int64_t Dim::* stride, P* dst,
+                              int64_t panel, int64_t width, PackSource source) const {
   if (source.k_step != kNoStep || op_.k.count < 2 || source.fold != Fold::kNone) {
     kernels_.pack(dtype, dst, panel, width, block.depth, source);
     return;
@@ -362,8 +364,8 @@ void Product<T>::pack_runs(const Block& block, Dtype dtype, int64_t Dim::* strid
 
 // Loads the bias of a block of columns; where C is summed in place, writes it there as the value
 // that the sums are added to.
-template <class T>
-void Product<T>::load_bias(const Item& item, int64_t m0, int64_t m1, const Block& block) const {
+template <class T, class P>
+void Product<T, P>::load_bias(const Item& item, int64_t m0, int64_t m1, const Block& block) const {
   if (!bias_on_rows_) {
     const char* bias = static_cast<const char*>(op_.bias);
     const int64_t first = block.n0 * op_.bias_stride;
@@ -390,8 +392,8 @@ void Product<T>::load_bias(const Item& item, int64_t m0, int64_t m1, const Block
 }
 
 // Rounds the buffer into C.
-template <class T>
-void Product<T>::store(const Item& item, int64_t m0, int64_t m1, const Block& block) const {
+template <class T, class P>
+void Product<T, P>::store(const Item& item, int64_t m0, int64_t m1, const Block& block) const {
   const bool bias = op_.bias != nullptr;
   if (n_c_ == kNoStep || complex_) {
     offsets_of(op_.n, &Dim::c, block.n0, block.n0 + block.cols, block.n_c);
@@ -437,5 +439,6 @@ void Product<T>::store(const Item& item, int64_t m0, int64_t m1, const Block& bl
 
 template class Product<float>;
 template class Product<double>;
+template class Product<float, BfPair>;
 
 }  // namespace matcalc::cpu

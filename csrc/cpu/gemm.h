@@ -3,17 +3,20 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../kernels.h"
 #include "isa/gemm_kernels.h"
 
 namespace matcalc::cpu {
 
-template <class T>  // the accumulator: float or double
+// T is the accumulator, float or double; P an element of the packed operands: T itself, or a
+// BfPair, two bfloat16 numbers that follow each other along the depth.
+template <class T, class P = T>
 class Product {
  public:
   // bias_on_rows: op is a transposed product, whose bias runs along m.
-  Product(const Contraction& op, const GemmKernels<T>& kernels, bool bias_on_rows);
+  Product(const Contraction& op, const GemmKernels<T, P>& kernels, bool bias_on_rows);
 
   int64_t rows() const { return rows_; }
   int64_t cols() const { return cols_; }
@@ -35,14 +38,20 @@ class Product {
   void load_depth(Block& block, int64_t k0, int64_t k1) const;
   void pack_b(Block& block, const Item& item) const;
   void pack_a(Block& block, const Item& item, int64_t i, int64_t rows) const;
-  void pack_runs(const Block& block, Dtype dtype, int64_t ContractionDim::* stride, T* dst,
+  void pack_runs(const Block& block, Dtype dtype, int64_t ContractionDim::* stride, P* dst,
                  int64_t panel, int64_t width, PackSource source) const;
   void load_bias(const Item& item, int64_t m0, int64_t m1, const Block& block) const;
   void store(const Item& item, int64_t m0, int64_t m1, const Block& block) const;
   const T* bias_of_row(int64_t row, T* value) const;
 
+  static constexpr int64_t kPair = std::is_same_v<P, T> ? 1 : 2;
+  // Packed elements along `depth` terms of the sum.
+  int64_t packed_depth(int64_t depth) const {
+    return complex_ ? 2 * depth : (depth + kPair - 1) / kPair;
+  }
+
   const Contraction& op_;
-  const GemmKernels<T>& kernels_;
+  const GemmKernels<T, P>& kernels_;
   const bool bias_on_rows_;
   const bool complex_;
   int64_t rows_, cols_, depth_;
@@ -54,5 +63,6 @@ class Product {
 
 extern template class Product<float>;
 extern template class Product<double>;
+extern template class Product<float, BfPair>;
 
 }  // namespace matcalc::cpu

@@ -36,17 +36,24 @@ struct PackSource {
   double factor;             // multiplies every packed value
 };
 
-template <class T>
+// Two bfloat16 numbers that follow each other along the depth of a product: what instructions for
+// dot products of pairs take. The first is in the low half.
+struct BfPair {
+  uint32_t bits;
+};
+
+// T: the accumulator; P: an element of the packed operands.
+template <class T, class P = T>
 struct GemmKernels {
   int mr;  // rows of the register tile
   int nr;  // columns of the register tile
-  int kc;  // depth of a block: the same for every size, so that sums are formed in the same order
+  int kc;  // packed depth of a block: the same for every size, and so is the order of the sums
   int nc;  // columns of a packed block of B
 
   // c[i, j] (+)= sum_p a[i, p] b[p, j] for i < rows <= mr, j < cols <= nr.
-  void (*tile)(int64_t rows, int64_t cols, int64_t depth, const T* a, int64_t a_row,
+  void (*tile)(int64_t rows, int64_t cols, int64_t depth, const P* a, int64_t a_row,
                int64_t a_col,            // [rows, depth]
-               const T* b, int64_t ldb,  // [depth, cols], unit column stride
+               const P* b, int64_t ldb,  // [depth, cols], unit column stride
                T* c, int64_t ldc,        // [rows, cols], unit column stride
                bool accumulate);
 
@@ -57,16 +64,17 @@ struct GemmKernels {
                    const T* x,     // [depth]
                    T* out, int64_t out_step);
 
-  // dst[k * panel + w] for w < width, zeros for width <= w < panel.
-  void (*pack)(Dtype dtype, T* dst, int64_t panel, int64_t width, int64_t depth,
+  // dst[k * panel + w] for w < width, zeros for width <= w < panel. Pairs: one step along k
+  // uniform.
+  void (*pack)(Dtype dtype, P* dst, int64_t panel, int64_t width, int64_t depth,
                const PackSource& source);
   // Complex operands, as the real 2x2 matrices [re, -im; im, re] of which complex numbers are
   // made: each entry of A becomes two rows and two columns, each entry of B two rows (re above
   // im), and the real product then holds re and im of C in alternate rows.
   // `panel` counts real rows of A (even) or columns of B; depth counts complex entries.
-  void (*pack_complex_rows)(T* dst, int64_t panel, int64_t width, int64_t depth,
+  void (*pack_complex_rows)(P* dst, int64_t panel, int64_t width, int64_t depth,
                             const PackSource& source);
-  void (*pack_complex_cols)(T* dst, int64_t panel, int64_t width, int64_t depth,
+  void (*pack_complex_cols)(P* dst, int64_t panel, int64_t width, int64_t depth,
                             const PackSource& source);
 
   // Storage to accumulator and back, `count` elements with the given element steps.
@@ -80,5 +88,6 @@ const GemmKernels<float>& gemm_kernels_avx2(float);
 const GemmKernels<double>& gemm_kernels_avx2(double);
 const GemmKernels<float>& gemm_kernels_avx512(float);
 const GemmKernels<double>& gemm_kernels_avx512(double);
+const GemmKernels<float, BfPair>& gemm_kernels_avx512bf16();
 
 }  // namespace matcalc::cpu

@@ -1,0 +1,118 @@
+// The gemm micro-kernel for AVX512-BF16: products of pairs of bfloat16 numbers, summed in float32.
+// The instruction takes subnormal numbers, below 2^-126 in size, for zero.
+#if defined(__x86_64__)
+
+#include "gemm_kernels.h"
+#include "vec_avx512.h"
+
+namespace matcalc::cpu {
+namespace {
+
+// Sixteen pairs.
+template <>
+struct Vec<BfPair> {
+  __m512i v;
+
+  static inline Vec set1(BfPair pair) { return {_mm512_set1_epi32(static_cast<int>(pair.bits))}; }
+  static inline Vec load(const BfPair* p) { return {_mm512_loadu_si512(p)}; }
+  static inline Vec load(const BfPair* p, int64_t n) {
+    return {_mm512_maskz_loadu_epi32(first_lanes16(n), p)};
+  }
+};
+
+inline Vec<float> fma(Vec<BfPair> a, Vec<BfPair> b, Vec<float> c) {
+  return {_mm512_dpbf16_ps(c.v, (__m512bh)a.v, (__m512bh)b.v)};
+}
+
+// 24 accumulators + 3 for B + 1 broadcast <= 32 zmm.
+constexpr int kTileRows = 8;
+constexpr int kTileVectors = 3;
+
+#include "gemm_kernels.inc"
+
+inline uint32_t pair_of(Bf16 low, Bf16 high) {
+  return low.bits | static_cast<uint32_t>(high.bits) << 16;
+}
+
+// dst[p * panel + w] holds the terms 2 p and 2 p + 1, a zero after the last of an odd depth.
+template <int kPanel>
+void pack_pairs_panel(BfPair* dst, int64_t width, int64_t depth, const PackSource& source) {
+  const Bf16* src = static_cast<const Bf16*>(source.src) + source.k_offset[0];
+  const int64_t step = source.k_step;
+  const int64_t pairs = depth / 2;
+  const bool odd = depth % 2 != 0;
+  if (width < kPanel) {
+    for (int64_t p = 0; p < pairs + odd; ++p) {
+      for (int64_t w = width; w < kPanel; ++w) dst[p * kPanel + w].bits = 0;
+    }
+  }
+  bool contiguous = width == kPanel;  // along w
+  for (int64_t w = 1; contiguous && w < width; ++w) {
+    contiguous = source.w_offset[w] == source.w_offset[0] + w;
+  }
+  if (contiguous) {
+    const Bf16* first = src + source.w_offset[0];
+    for (int64_t p = 0; p < pairs; ++p) {
+      const Bf16* low = first + 2 * p * step;
+      const Bf16* high = low + step;
+      BfPair* target = dst + p * kPanel;
+      for (int w = 0; w < kPanel; ++w) target[w].bits = pair_of(low[w], high[w]);
+    }
+  } else {
+    // Eight sources at a time: a whole destination line is written while it is in L1.
+    for (int64_t w0 = 0; w0 < width; w0 += 8) {
+      const int64_t count = width - w0 < 8 ? width - w0 : 8;
+      const Bf16* row[8];
+      for (int64_t w = 0; w < 8; ++w) {
+        row[w] = src + source.w_offset[w0 + (w < count ? w : 0)];
+      }
+      if (count == 8 && step == 1) {
+        for (int64_t p = 0; p < pairs; ++p) {
+          BfPair* target = dst + p * kPanel + w0;
+#pragma GCC unroll 8
+          for (int w = 0; w < 8; ++w) std::memcpy(target + w, row[w] + 2 * p, sizeof(BfPair));
+        }
+      } else {
+        for (int64_t p = 0; p < pairs; ++p) {
+          BfPair* target = dst + p * kPanel + w0;
+          for (int64_t w = 0; w < count; ++w) {
+            target[w].bits = pair_of(row[w][2 * p * step], row[w][(2 * p + 1) * step]);
+          }
+        }
+      }
+    }
+  }
+  if (odd) {
+    for (int64_t w = 0; w < width; ++w) {
+      const Bf16 last = src[source.w_offset[w] + (depth - 1) * step];
+      dst[pairs * kPanel + w].bits = pair_of(last, {0});
+    }
+  }
+}
+
+void pack_pairs(Dtype, BfPair* dst, int64_t panel, int64_t width, int64_t depth,
+                const PackSource& source) {
+  constexpr int kCols = kTileVectors * Vec<float>::kWidth;
+  if (panel == kCols) {
+    pack_pairs_panel<kCols>(dst, width, depth, source);
+  } else {
+    pack_pairs_panel<kTileRows>(dst, width, depth, source);
+  }
+}
+
+// The blocks have as many bytes as those of float32, and so twice the depth.
+constexpr GemmKernels<float, BfPair> make_pair_kernels() {
+  constexpr GemmKernels<float> like = make_gemm_kernels<float>();
+  return {like.mr,    like.nr, like.kc, like.nc,   tile<float, BfPair>, like.dot_rows,
+          pack_pairs, nullptr, nullptr, like.load, like.store};
+}
+
+constexpr GemmKernels<float, BfPair> kPairs = make_pair_kernels();
+
+}  // namespace
+
+const GemmKernels<float, BfPair>& gemm_kernels_avx512bf16() { return kPairs; }
+
+}  // namespace matcalc::cpu
+
+#endif
