@@ -1,4 +1,6 @@
 // The ops that this library registers with torch: every schema on one screen.
+#include <string>
+
 #include <torch/csrc/stable/library.h>
 
 #include "ops/boxing.h"
@@ -8,65 +10,92 @@
 #define MATCALC_NAMESPACE matcalc_ext
 #endif
 
-STABLE_TORCH_LIBRARY(MATCALC_NAMESPACE, m) {
-  m.def("matmul(Tensor a, Tensor b) -> Tensor");
-  m.def(
-      "matmul_backward(Tensor grad, Tensor a, Tensor b, bool need_a, bool need_b)"
-      " -> (Tensor?, Tensor?)");
-  m.def("linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor");
-  m.def(
-      "linear_backward(Tensor grad, Tensor input, Tensor weight, Tensor? bias,"
-      " bool need_input, bool need_weight, bool need_bias) -> (Tensor?, Tensor?, Tensor?)");
-  m.def("bilinear(Tensor y, Tensor A, Tensor x) -> Tensor");
-  m.def(
-      "bilinear_backward(Tensor grad, Tensor y, Tensor A, Tensor x,"
-      " bool need_y, bool need_A, bool need_x) -> (Tensor?, Tensor?, Tensor?)");
-  m.def(
-      "bilinear_products(Tensor y, Tensor A, Tensor x, bool need_p, bool need_q)"
-      " -> (Tensor, Tensor?, Tensor?)");
-  m.def(
-      "bilinear_products_backward(Tensor grad, Tensor y, Tensor A, Tensor x, Tensor? p, Tensor? q,"
-      " bool need_y, bool need_A, bool need_x) -> (Tensor?, Tensor?, Tensor?)");
-  m.def("quadratic(Tensor x, Tensor A, *, bool symmetric=False) -> Tensor");
-  m.def(
-      "quadratic_backward(Tensor grad, Tensor x, Tensor A, bool symmetric,"
-      " bool need_x, bool need_A) -> (Tensor?, Tensor?)");
-  m.def("quadratic_products(Tensor x, Tensor A, bool symmetric) -> (Tensor, Tensor)");
-  m.def(
-      "quadratic_products_backward(Tensor grad, Tensor x, Tensor A, Tensor? p, bool symmetric,"
-      " bool need_x, bool need_A) -> (Tensor?, Tensor?)");
-  m.def("nn_bilinear(Tensor input1, Tensor input2, Tensor weight, Tensor? bias=None) -> Tensor");
-  m.def(
-      "nn_bilinear_backward(Tensor grad, Tensor input1, Tensor input2, Tensor weight,"
-      " bool need_input1, bool need_input2, bool need_weight, bool need_bias)"
-      " -> (Tensor?, Tensor?, Tensor?, Tensor?)");
-}
-
 namespace matcalc {
 namespace {
 
+using Library = torch::stable::detail::StableLibrary;
+
+struct Op {
+  const char* name;
+  const char* signature;
+  void (*boxed)(StableIValue*, uint64_t, uint64_t);
+};
+
+const Op kOps[] = {
+    {"matmul", "(Tensor a, Tensor b) -> Tensor", box<matmul>},
+    {"matmul_backward",
+     "(Tensor grad, Tensor a, Tensor b, bool need_a, bool need_b) -> (Tensor?, Tensor?)",
+     box<matmul_backward>},
+    {"linear", "(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor", box<linear>},
+    {"linear_backward",
+     "(Tensor grad, Tensor input, Tensor weight, Tensor? bias, bool need_input, bool need_weight,"
+     " bool need_bias) -> (Tensor?, Tensor?, Tensor?)",
+     box<linear_backward>},
+    {"bilinear", "(Tensor y, Tensor A, Tensor x) -> Tensor", box<bilinear>},
+    {"bilinear_backward",
+     "(Tensor grad, Tensor y, Tensor A, Tensor x, bool need_y, bool need_A, bool need_x)"
+     " -> (Tensor?, Tensor?, Tensor?)",
+     box<bilinear_backward>},
+    {"quadratic", "(Tensor x, Tensor A, *, bool symmetric=False) -> Tensor", box<quadratic>},
+    {"quadratic_backward",
+     "(Tensor grad, Tensor x, Tensor A, bool symmetric, bool need_x, bool need_A)"
+     " -> (Tensor?, Tensor?)",
+     box<quadratic_backward>},
+    {"nn_bilinear", "(Tensor input1, Tensor input2, Tensor weight, Tensor? bias=None) -> Tensor",
+     box<nn_bilinear>},
+    {"nn_bilinear_backward",
+     "(Tensor grad, Tensor input1, Tensor input2, Tensor weight, bool need_input1,"
+     " bool need_input2, bool need_weight, bool need_bias)"
+     " -> (Tensor?, Tensor?, Tensor?, Tensor?)",
+     box<nn_bilinear_backward>},
+};
+
+// Below autograd there are these besides: the forward pass of a form that keeps products for its
+// backward pass, and that backward pass.
+const Op kInnerOps[] = {
+    {"bilinear_products",
+     "(Tensor y, Tensor A, Tensor x, bool need_p, bool need_q)"
+     " -> (Tensor, Tensor?, Tensor?)",
+     box<bilinear_products>},
+    {"bilinear_products_backward",
+     "(Tensor grad, Tensor y, Tensor A, Tensor x, Tensor? p, Tensor? q, bool need_y, bool need_A,"
+     " bool need_x) -> (Tensor?, Tensor?, Tensor?)",
+     box<bilinear_products_backward>},
+    {"quadratic_products", "(Tensor x, Tensor A, *, bool symmetric=False) -> (Tensor, Tensor)",
+     box<quadratic_products>},
+    {"quadratic_products_backward",
+     "(Tensor grad, Tensor x, Tensor A, Tensor? p, bool symmetric, bool need_x, bool need_A)"
+     " -> (Tensor?, Tensor?)",
+     box<quadratic_products_backward>},
+};
+
+// Calls f(name, op) for every op that is registered. An op with derivatives is there twice: under
+// its name, to which matcalc_ext/ops adds kernels for autograd, autocast and transforms, and with
+// a "_" before it, as what these call at the end.
+template <class F>
+void for_each_op(const F& f) {
+  for (const Op& op : kOps) {
+    f(std::string(op.name), op);
+    f(std::string("_") + op.name, op);
+  }
+  for (const Op& op : kInnerOps) f(std::string("_") + op.name, op);
+}
+
 // The same functions serve every device: they find its kernels themselves.
-void register_ops(torch::stable::detail::StableLibrary& m) {
-  m.impl("matmul", box<matmul>);
-  m.impl("matmul_backward", box<matmul_backward>);
-  m.impl("linear", box<linear>);
-  m.impl("linear_backward", box<linear_backward>);
-  m.impl("bilinear", box<bilinear>);
-  m.impl("bilinear_backward", box<bilinear_backward>);
-  m.impl("bilinear_products", box<bilinear_products>);
-  m.impl("bilinear_products_backward", box<bilinear_products_backward>);
-  m.impl("quadratic", box<quadratic>);
-  m.impl("quadratic_backward", box<quadratic_backward>);
-  m.impl("quadratic_products", box<quadratic_products>);
-  m.impl("quadratic_products_backward", box<quadratic_products_backward>);
-  m.impl("nn_bilinear", box<nn_bilinear>);
-  m.impl("nn_bilinear_backward", box<nn_bilinear_backward>);
+void register_kernels(Library& m) {
+  for_each_op([&](const std::string& name, const Op& op) { m.impl(name.c_str(), op.boxed); });
 }
 
 }  // namespace
 }  // namespace matcalc
 
-STABLE_TORCH_LIBRARY_IMPL(MATCALC_NAMESPACE, CPU, m) { matcalc::register_ops(m); }
+STABLE_TORCH_LIBRARY(MATCALC_NAMESPACE, m) {
+  matcalc::for_each_op([&](const std::string& name, const matcalc::Op& op) {
+    m.def((name + op.signature).c_str());
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(MATCALC_NAMESPACE, CPU, m) { matcalc::register_kernels(m); }
 #if defined(MATCALC_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(MATCALC_NAMESPACE, CUDA, m) { matcalc::register_ops(m); }
+STABLE_TORCH_LIBRARY_IMPL(MATCALC_NAMESPACE, CUDA, m) { matcalc::register_kernels(m); }
 #endif

@@ -5,7 +5,7 @@ tensors on the meta device and the vmap rules, which need the shape of one sampl
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,8 +35,11 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def entry(name: str) -> Any:
-    """The op `name` as the dispatcher's own callable, which spares the wrapper's Python frame."""
-    overload = getattr(torch.ops.matcalc_ext, name).default
+    """The op `name` below autograd, autocast and transforms, as the dispatcher's own callable.
+
+    That spares the Python frame of torch's wrapper.
+    """
+    overload = getattr(torch.ops.matcalc_ext, f"_{name}").default
     return getattr(overload, "_op", overload)
 
 
@@ -214,17 +217,32 @@ def nn_bilinear_shape(
 # Fake (meta) kernels: fresh contiguous results, as the real ones return
 
 
+NAMES: list[str] = []  # of all ops, without the "_"
+
+
+def _fake(name: str) -> Callable[[Callable[..., Any]], None]:
+    """Registers the decorated function for the op under each of its names."""
+
+    def register(kernel: Callable[..., Any]) -> None:
+        NAMES.append(name)
+        for full in (name, f"_{name}"):
+            if hasattr(torch.ops.matcalc_ext, full):  # some are there below autograd only
+                torch.library.register_fake(f"matcalc_ext::{full}", kernel)
+
+    return register
+
+
 def _empty_if(wanted: bool, like: Tensor, shape: Shape | None = None) -> Tensor | None:
     return like.new_empty(like.shape if shape is None else shape) if wanted else None
 
 
-@torch.library.register_fake("matcalc_ext::matmul")
+@_fake("matmul")
 def _(a: Tensor, b: Tensor) -> Tensor:
     check_operands("matmul", integers=True, a=a, b=b)
     return a.new_empty(matmul_shape("matmul", a.shape, b.shape))
 
 
-@torch.library.register_fake("matcalc_ext::matmul_backward")
+@_fake("matmul_backward")
 def _(grad: Tensor, a: Tensor, b: Tensor, need_a: bool, need_b: bool) -> tuple[Tensor | None, ...]:
     op = "matmul_backward"
     check_operands(op, a=a, b=b, grad=grad)
@@ -232,14 +250,14 @@ def _(grad: Tensor, a: Tensor, b: Tensor, need_a: bool, need_b: bool) -> tuple[T
     return _empty_if(need_a, a), _empty_if(need_b, b)
 
 
-@torch.library.register_fake("matcalc_ext::linear")
+@_fake("linear")
 def _(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     check_operands("linear", input=input, weight=weight, bias=bias)
     bias_shape = None if bias is None else bias.shape
     return input.new_empty(linear_shape("linear", input.shape, weight.shape, bias_shape))
 
 
-@torch.library.register_fake("matcalc_ext::linear_backward")
+@_fake("linear_backward")
 def _(
     grad: Tensor,
     input: Tensor,
@@ -262,13 +280,13 @@ def _(
     )
 
 
-@torch.library.register_fake("matcalc_ext::bilinear")
+@_fake("bilinear")
 def _(y: Tensor, A: Tensor, x: Tensor) -> Tensor:
     check_operands("bilinear", y=y, A=A, x=x)
     return A.new_empty(bilinear_shape("bilinear", y.shape, A.shape, x.shape))
 
 
-@torch.library.register_fake("matcalc_ext::bilinear_backward")
+@_fake("bilinear_backward")
 def _(
     grad: Tensor, y: Tensor, A: Tensor, x: Tensor, need_y: bool, need_A: bool, need_x: bool
 ) -> tuple[Tensor | None, ...]:
@@ -284,7 +302,7 @@ def _kept(like: Tensor, shape: Shape) -> Tensor:
     return like.new_empty(shape, dtype=torch.float32 if low else like.dtype)
 
 
-@torch.library.register_fake("matcalc_ext::bilinear_products")
+@_fake("bilinear_products")
 def _(
     y: Tensor, A: Tensor, x: Tensor, need_p: bool, need_q: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -298,7 +316,7 @@ def _(
     )
 
 
-@torch.library.register_fake("matcalc_ext::bilinear_products_backward")
+@_fake("bilinear_products_backward")
 def _(
     grad: Tensor,
     y: Tensor,
@@ -316,13 +334,13 @@ def _(
     return _empty_if(need_y, y), _empty_if(need_A, A), _empty_if(need_x, x)
 
 
-@torch.library.register_fake("matcalc_ext::quadratic")
+@_fake("quadratic")
 def _(x: Tensor, A: Tensor, *, symmetric: bool = False) -> Tensor:
     check_operands("quadratic", x=x, A=A)
     return x.new_empty(quadratic_shape("quadratic", x.shape, A.shape))
 
 
-@torch.library.register_fake("matcalc_ext::quadratic_backward")
+@_fake("quadratic_backward")
 def _(
     grad: Tensor, x: Tensor, A: Tensor, symmetric: bool, need_x: bool, need_A: bool
 ) -> tuple[Tensor | None, ...]:
@@ -332,15 +350,15 @@ def _(
     return _empty_if(need_x, x), _empty_if(need_A, A)
 
 
-@torch.library.register_fake("matcalc_ext::quadratic_products")
-def _(x: Tensor, A: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
+@_fake("quadratic_products")
+def _(x: Tensor, A: Tensor, *, symmetric: bool = False) -> tuple[Tensor, Tensor]:
     op = "quadratic_products"
     check_operands(op, x=x, A=A)
     batch = quadratic_shape(op, x.shape, A.shape)
     return x.new_empty(batch), _kept(x, [*batch, x.shape[-1]])
 
 
-@torch.library.register_fake("matcalc_ext::quadratic_products_backward")
+@_fake("quadratic_products_backward")
 def _(
     grad: Tensor,
     x: Tensor,
@@ -356,7 +374,7 @@ def _(
     return _empty_if(need_x, x), _empty_if(need_A, A)
 
 
-@torch.library.register_fake("matcalc_ext::nn_bilinear")
+@_fake("nn_bilinear")
 def _(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     op = "nn_bilinear"
     check_operands(op, input1=input1, input2=input2, weight=weight, bias=bias)
@@ -366,7 +384,7 @@ def _(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None
     )
 
 
-@torch.library.register_fake("matcalc_ext::nn_bilinear_backward")
+@_fake("nn_bilinear_backward")
 def _(
     grad: Tensor,
     input1: Tensor,

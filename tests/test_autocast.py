@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from reference import BY_NAME, OPS, arguments, draw
+from reference import BY_NAME, OPS, arguments, current_device, draw, here
 from torch.autograd import gradcheck
 
 import matcalc_ext
+
+pytestmark = pytest.mark.usefixtures("on_each_device")
 
 LOW = (torch.bfloat16, torch.float16)
 EACH_OP = pytest.mark.parametrize("op", OPS, ids=str)
@@ -19,6 +21,11 @@ DIRECT = {
 }
 
 
+def autocast(dtype=None, enabled=True):
+    """A region for the device of the test."""
+    return torch.autocast(current_device().type, dtype, enabled)
+
+
 def shapes_of(op):
     return list(op.families.values())[1]
 
@@ -27,7 +34,7 @@ def shapes_of(op):
 @EACH_OP
 def test_float32_is_lowered(op, low):
     args = arguments(shapes_of(op), torch.float32)
-    with torch.autocast("cpu", low):
+    with autocast(low):
         out = op.ours(*args)
     assert out.dtype == low
     expected = op.ours(*(t.to(low) for t in args))
@@ -40,7 +47,7 @@ def test_float32_is_lowered(op, low):
 @pytest.mark.parametrize("name", DIRECT)
 def test_direct_calls_are_lowered_too(name, low):
     args = arguments(shapes_of(BY_NAME[name]), torch.float32, requires_grad=True)
-    with torch.autocast("cpu", low):
+    with autocast(low):
         direct, public = DIRECT[name](*args), BY_NAME[name].ours(*args)
         with torch.no_grad():
             assert torch.equal(DIRECT[name](*args), direct)
@@ -70,17 +77,19 @@ DTYPES = (
 @pytest.mark.parametrize("second", DTYPES, ids=str)
 def test_every_pair_of_dtypes_does_as_in_torch(first, second, low):
     """Which it lowers, which it leaves, and which mixtures it refuses."""
-    a, b = torch.ones(2, 3).to(first), torch.ones(3, 2).to(second)
+    a, b = here(torch.ones(2, 3).to(first)), here(torch.ones(3, 2).to(second))
 
     def outcome(function, *args):
         try:
-            with torch.autocast("cpu", low):
+            with autocast(low):
                 return function(*args).dtype
         except RuntimeError:
             return "refused"
 
-    assert outcome(matcalc_ext.matmul, a, b) == outcome(torch.matmul, a, b)
-    if not first == second == torch.int64:  # integers: only matmul takes them
+    if first == second == torch.int64:  # only matmul takes them, and torch's for CUDA does not
+        assert outcome(matcalc_ext.matmul, a, b) == torch.int64
+    else:
+        assert outcome(matcalc_ext.matmul, a, b) == outcome(torch.matmul, a, b)
         assert outcome(matcalc_ext.linear, a, b.mT) == outcome(torch.nn.functional.linear, a, b.mT)
 
 
@@ -88,7 +97,7 @@ def test_every_pair_of_dtypes_does_as_in_torch(first, second, low):
 def test_float64_and_complex_are_left(op):
     for dtype in (torch.float64, torch.complex128):
         args = arguments(shapes_of(op), dtype, requires_grad=True)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(torch.bfloat16):
             assert op.ours(*args).dtype == dtype
             assert gradcheck(op.ours, args)
 
@@ -97,7 +106,7 @@ def test_float64_and_complex_are_left(op):
 def test_gradients_come_back_in_the_dtype_of_the_leaves(op):
     """Backward outside of the region, as torch wants it, and inside of it: the same numbers."""
     args = arguments(shapes_of(op), torch.float32, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(torch.bfloat16):
         out = op.ours(*args)
         inside = torch.autograd.grad(out.sum(), args, retain_graph=True)
     outside = torch.autograd.grad(out.sum(), args)
@@ -119,7 +128,7 @@ def test_second_derivatives(op):
         first = torch.autograd.grad((out**2).sum(), args, create_graph=True)
         return torch.autograd.grad(sum((g.float() ** 2).sum() for g in first), args)
 
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(torch.bfloat16):
         got = second(op.ours, lambda t: t)
     expected = second(op.plain, lambda t: t.bfloat16().double())
     for one, two in zip(got, expected, strict=True):
@@ -140,7 +149,7 @@ def test_a_forward_outside_is_differentiated_as_it_was(op):
         return *first, *torch.autograd.grad(total, args, retain_graph=True)
 
     expected = derivatives()
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(torch.bfloat16):
         got = derivatives()
     for one, two in zip(got, expected, strict=True):
         assert torch.equal(one, two)
@@ -152,7 +161,7 @@ def test_transforms_inside_of_the_region(op):
     loss = lambda *a: op.ours(*a).float().sum()  # noqa: E731
     every = tuple(range(len(args)))
     leaves = [t.clone().requires_grad_() for t in args]
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(torch.bfloat16):
         got = torch.func.grad(loss, every)(*args)
         _, tangent = torch.func.jvp(op.ours, args, args)
         batched = torch.func.vmap(op.ours)(*(torch.stack([t, t]) for t in args))
@@ -166,8 +175,8 @@ def test_transforms_inside_of_the_region(op):
 
 def test_disabled_regions_and_other_devices():
     a, b = draw((2, 3), torch.float32), draw((3, 2), torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        with torch.autocast("cpu", enabled=False):
+    with autocast(torch.bfloat16):
+        with autocast(enabled=False):
             assert matcalc_ext.matmul(a, b).dtype == torch.float32
         assert matcalc_ext.matmul(a, b).dtype == torch.bfloat16
         # A device that autocast does not know:
@@ -177,11 +186,12 @@ def test_disabled_regions_and_other_devices():
 
 def test_autocast_of_another_device_leaves_these_tensors():
     a, b = draw((2, 3), torch.float32), draw((3, 2), torch.float32)
-    torch.set_autocast_enabled("cuda", True)
+    other = "cuda" if current_device().type == "cpu" else "cpu"
+    torch.set_autocast_enabled(other, True)
     try:
         assert matcalc_ext.matmul(a, b).dtype == torch.matmul(a, b).dtype == torch.float32
     finally:
-        torch.set_autocast_enabled("cuda", False)
+        torch.set_autocast_enabled(other, False)
 
 
 @EACH_LOW
@@ -191,13 +201,13 @@ def test_compiled(low):
     args = arguments(((2, 3), (4, 3), (4,)), torch.float32, requires_grad=True)
 
     def inside(*args):
-        with torch.autocast("cpu", low):
+        with autocast(low):
             return matcalc_ext.linear(*args)
 
     expected = inside(*args)
     grads = torch.autograd.grad(expected.sum(), args)
     around = torch.compile(matcalc_ext.linear, fullgraph=True, backend="aot_eager")
-    with torch.autocast("cpu", low):
+    with autocast(low):
         outs = [around(*args)]
     outs.append(torch.compile(inside, fullgraph=True, backend="aot_eager")(*args))
     for out in outs:

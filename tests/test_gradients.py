@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from matcalc_ext import derivatives
 
+pytestmark = pytest.mark.usefixtures("on_each_device")
+
 ops = torch.ops.matcalc_ext
 EACH_FAMILY = pytest.mark.parametrize(("op", "family"), FAMILIES, ids=FAMILY_IDS)
 EACH_OP = pytest.mark.parametrize("op", OPS, ids=str)
@@ -159,7 +161,7 @@ class Calls(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         if func.namespace == "matcalc_ext":
-            self.calls.append((func._schema.name.removeprefix("matcalc_ext::"), out))
+            self.calls.append((func._schema.name.removeprefix("matcalc_ext::_"), out))
         return out
 
 
@@ -216,7 +218,7 @@ def test_an_upstream_gradient_that_is_expanded(op):
     """`out.sum()` sends back one number with strides of 0."""
     args = arguments(list(op.families.values())[1])
     out = op.plain(*args)
-    ones = torch.ones((), dtype=out.dtype).expand(out.shape)
+    ones = out.new_ones(()).expand(out.shape)
     got = gradients(op.ours, args, ones)
     expected = gradients(op.plain, args, ones.contiguous())
     for one, two in zip(got, expected, strict=True):
@@ -238,7 +240,7 @@ def jacobian(function, *args, wrt=0):
         return function(*args[:wrt], x, *args[wrt + 1 :])
 
     x = args[wrt]
-    units = torch.eye(x.numel(), dtype=x.dtype).reshape(-1, *x.shape)
+    units = torch.eye(x.numel(), dtype=x.dtype, device=x.device).reshape(-1, *x.shape)
     columns = torch.func.vmap(lambda unit: torch.func.jvp(moved, (x,), (unit,))[1])(units)
     return columns.movedim(0, -1).reshape(*columns.shape[1:], *x.shape)
 

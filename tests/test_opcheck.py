@@ -5,11 +5,22 @@ import itertools
 
 import pytest
 import torch
-from reference import BY_NAME, FAMILIES, FLOATING, arguments, assert_fresh, draw
+from reference import (
+    BY_NAME,
+    FAMILIES,
+    FLOATING,
+    arguments,
+    assert_fresh,
+    current_device,
+    draw,
+    here,
+)
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import matcalc_ext
+
+pytestmark = pytest.mark.usefixtures("on_each_device")
 
 ops = torch.ops.matcalc_ext
 # Each op with arguments: the forward ops in each family, the backward ops for each choice.
@@ -80,6 +91,48 @@ def test_opcheck_of_the_backward_ops(name, needs):
         )
 
 
+INNER = {
+    **{f"_{name}": (name, lambda g, *args: args) for name in FORWARD if "symm" not in name},
+    "_matmul_backward": ("matmul", lambda g, *args: (g, *args, True, True)),
+    "_linear_backward": ("linear", lambda g, *args: (g, *args, True, True, args[2] is not None)),
+    "_bilinear_backward": ("bilinear", lambda g, *args: (g, *args, True, True, True)),
+    "_quadratic_backward": ("quadratic", lambda g, *args: (g, *args, False, True, True)),
+    "_nn_bilinear_backward": (
+        "nn_bilinear",
+        lambda g, *args: (g, *args[:3], True, True, True, True),
+    ),
+    "_bilinear_products": ("bilinear", lambda g, *args: (*args, True, True)),
+    "_bilinear_products_backward": (
+        "bilinear",
+        lambda g, *args: (g, *args, *ops._bilinear_products(*args, True, True)[1:], *[True] * 3),
+    ),
+    "_quadratic_products": ("quadratic", lambda g, *args: args),
+    "_quadratic_products_backward": (
+        "quadratic",
+        lambda g, *args: (g, *args, ops._quadratic_products(*args)[1], False, True, True),
+    ),
+}
+
+
+def test_every_registered_op_is_checked():
+    names = {f"_{name}" for name in matcalc_ext._ops.NAMES}
+    assert set(INNER) == names
+    public = {name for name in matcalc_ext._ops.NAMES if hasattr(ops, name)}
+    assert public == {n.removesuffix("_symmetric") for n in FORWARD} | {
+        f"{n.removesuffix('_symmetric')}_backward" for n in BACKWARD
+    }
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_opcheck_of_the_names_below_autograd(name):
+    """They have no derivatives: a gradient stops there."""
+    public, make = INNER[name]
+    for shapes in list(BY_NAME[public].families.values())[:5]:
+        args = arguments(shapes)
+        g = draw(BY_NAME[public].plain(*args).shape)
+        torch.library.opcheck(getattr(ops, name).default, make(g, *args))
+
+
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 @pytest.mark.parametrize("name", FORWARD)
 def test_the_meta_device_knows_every_shape(name, dtype):
@@ -99,7 +152,8 @@ def test_the_meta_device_knows_every_shape(name, dtype):
 
 
 def test_the_meta_device_mixes_with_no_other():
-    for a, b in (("cpu", "meta"), ("meta", "cpu")):
+    real = here(torch.ones(())).device  # with its index
+    for a, b in ((real, "meta"), ("meta", real)):
         with pytest.raises(RuntimeError, match=f"matmul: a is on {a} and b is on {b}"):
             matcalc_ext.matmul(torch.ones(2, 3, device=a), torch.ones(3, 2, device=b))
 
@@ -134,7 +188,7 @@ WRONG = [
 )
 def test_fake_errors_are_the_real_ones(op, shapes, kwargs):
     messages = []
-    for device in ("cpu", "meta"):
+    for device in (current_device(), "meta"):
         with pytest.raises(RuntimeError) as caught:
             op(*(torch.ones(s, device=device) for s in shapes), **kwargs)
         messages.append(str(caught.value).splitlines()[0])
@@ -142,10 +196,11 @@ def test_fake_errors_are_the_real_ones(op, shapes, kwargs):
     assert messages[0].startswith(f"{op.default._schema.name.split('::')[1]}: ")
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("kind", ["real", "meta"])
 @pytest.mark.parametrize("name", FORWARD)
-def test_wrong_dtypes_and_gradients(name, device):
+def test_wrong_dtypes_and_gradients(name, kind):
     """As above for the dtypes and, for the backward ops, the gradient's shape."""
+    device = current_device() if kind == "real" else kind
     shapes = list(BY_NAME[name].families.values())[1]
     args = [t.to(device) for t in arguments(shapes)]
     short = name.replace("_symmetric", "")
@@ -256,7 +311,7 @@ def test_results_are_fresh(name):
     """Of both kinds of op, even where a formula gives an argument itself: 1 x = x."""
     op = BY_NAME[name]
     for shapes in op.families.values():
-        ones = [None if s is None else torch.ones(s, dtype=torch.float64) for s in shapes]
+        ones = [None if s is None else here(torch.ones(s, dtype=torch.float64)) for s in shapes]
         out = overload(name)(*FORWARD[name](*ones)[0])
         assert_fresh(out, ones)
         grad = torch.ones_like(out)

@@ -14,6 +14,7 @@ from reference import (
     check_gradients,
     check_value,
     draw,
+    here,
     plain_bilinear,
     symmetrised,
     terms_of,
@@ -23,7 +24,9 @@ from reference import (
 from torch.profiler import ProfilerActivity, profile
 
 import matcalc_ext
+from matcalc_ext.ops import _function
 
+pytestmark = pytest.mark.usefixtures("on_each_device", "kept_alike")
 ops = torch.ops.matcalc_ext
 EACH_DTYPE = pytest.mark.parametrize("dtype", FLOATING, ids=str)
 # A matrix of its own for every item, one for all, and broadcasts, which keep nothing.
@@ -44,6 +47,12 @@ QUADRATIC = {
 }
 
 
+@pytest.fixture
+def kept_alike(monkeypatch):
+    """From the same size on as on the CPU, so that the shapes here serve every device."""
+    monkeypatch.setattr(_function, "_KEEP_FROM_CUDA", _function._KEEP_FROM)
+
+
 def ops_called(step):
     with profile(activities=[ProfilerActivity.CPU]) as record:
         step()
@@ -56,8 +65,8 @@ def test_bilinear(family, dtype):
     args = arguments(BILINEAR[family], dtype)
     leaves = [t.clone().requires_grad_() for t in args]
     called = ops_called(lambda: matcalc_ext.bilinear(*leaves).abs().sum().backward())
-    assert ("matcalc_ext::bilinear_products" in called) == (family in KEEPING)
-    assert ("matcalc_ext::bilinear_products_backward" in called) == (family in KEEPING)
+    assert ("matcalc_ext::_bilinear_products" in called) == (family in KEEPING)
+    assert ("matcalc_ext::_bilinear_products_backward" in called) == (family in KEEPING)
     check_value(BY_NAME["bilinear"], *leaves)
     check_gradients(BY_NAME["bilinear"], *args)
     check_value(BY_NAME["bilinear"], args[0], transposed(args[1]).requires_grad_(), args[2])
@@ -72,7 +81,7 @@ def test_quadratic(family, symmetric, dtype):
     A = symmetrised(A)
     leaf = x.clone().requires_grad_()
     called = ops_called(lambda: op.ours(leaf, A).abs().sum().backward())
-    assert "matcalc_ext::quadratic_products_backward" in called
+    assert "matcalc_ext::_quadratic_products_backward" in called
     check_value(op, leaf, A)
     check_gradients(op, x, A)
 
@@ -95,7 +104,7 @@ def test_products_of_the_op(family, dtype):
 
     expected, bounds = plain(*wide), plain(*(t.abs() for t in wide))
     for need_p, need_q in ((True, True), (True, False), (False, True)):
-        got = ops.bilinear_products(y, A, x, need_p, need_q)
+        got = ops._bilinear_products(y, A, x, need_p, need_q)
         assert (got[1] is not None, got[2] is not None) == (need_p, need_q)
         for one, two, bound in zip(got, expected, bounds, strict=True):
             if one is not None:
@@ -108,12 +117,11 @@ def test_products_of_the_op(family, dtype):
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 3, 0)])
 def test_empty(shape):
     b, m, n = shape
-    alpha, p, q = ops.bilinear_products(
-        torch.ones(b, m), torch.ones(b, m, n), torch.ones(b, n), True, True
-    )
-    assert torch.equal(alpha, torch.zeros(b))
-    assert torch.equal(p, torch.zeros(b, m))
-    assert torch.equal(q, torch.zeros(b, n))
+    y, A, x = (here(torch.ones(s)) for s in ((b, m), (b, m, n), (b, n)))
+    alpha, p, q = ops._bilinear_products(y, A, x, True, True)
+    assert torch.equal(alpha, y.new_zeros(b))
+    assert torch.equal(p, y.new_zeros(b, m))
+    assert torch.equal(q, y.new_zeros(b, n))
 
 
 @pytest.mark.parametrize("family", KEEPING)
@@ -170,8 +178,8 @@ def test_a_matrix_changed_in_between_is_noticed():
 )
 def test_a_product_that_does_not_fit(p, message):
     y, A, x, g = draw((2, 3)), draw((2, 3, 4)), draw((2, 4)), draw((2,))
-    p = p.to(torch.float64) if p.shape[-1] == 4 else p
+    p = here(p.to(torch.float64) if p.shape[-1] == 4 else p)
     with pytest.raises(RuntimeError, match=message):
-        ops.bilinear_products_backward(g, y, A, x, p, None, True, False, False)
+        ops._bilinear_products_backward(g, y, A, x, p, None, True, False, False)
     with pytest.raises(RuntimeError, match="neither p nor q"):
-        ops.bilinear_products(y, A, x, False, False)
+        ops._bilinear_products(y, A, x, False, False)

@@ -9,7 +9,8 @@ A public function takes one of four ways, from the rarest to the cheapest:
 4. Nothing is wanted: the dispatcher op, below autograd.
 
 A direct call of `torch.ops.matcalc_ext.*`, the node of a compiled graph among them, comes from the
-dispatcher to the same ways by the kernels that `register` adds.
+dispatcher to the same ways by the kernels that `register` adds. They all end at the same kernels
+under a name that begins with "_", where autograd, autocast and transforms are no longer asked.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,10 +28,6 @@ transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_activ
 autocast_active: Callable[[], bool] = torch._C._is_any_autocast_enabled
 compiling: Callable[[], bool] = torch.compiler.is_compiling
 grad_enabled: Callable[[], bool] = torch.is_grad_enabled
-below_autograd = torch._C._AutoDispatchBelowAutograd
-AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
-excluded: Callable[..., bool] = torch._C._dispatch_tls_is_dispatch_key_excluded
-exclude: Callable[..., None] = torch._C._dispatch_tls_set_dispatch_key_excluded
 # A tensor that outlived its transform (one saved for the backward pass of torch.func.vjp, say)
 # stands for the tensor inside it; the dispatcher unwraps it, Function's C base class does not.
 unwrap: Callable[[Tensor], Tensor] = torch._C._functorch.unwrap_if_dead
@@ -298,6 +295,7 @@ def register(
     the forward ops.
     """
     overload = getattr(torch.ops.matcalc_ext, name).default
+    inner = _ops.entry(name)
     schema = overload._schema
 
     def arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
@@ -310,8 +308,7 @@ def register(
 
     def autograd_kernel(*args: Any, **kwargs: Any) -> Any:
         if not grad_enabled() and forward_ad._current_level < 0:
-            with below_autograd():
-                return overload(*args, **kwargs)
+            return inner(*args, **kwargs)
         return apply(*arguments(args, kwargs))
 
     def transform_kernel(*args: Any, **kwargs: Any) -> Any:
@@ -320,11 +317,7 @@ def register(
         return route(*args, **kwargs)
 
     def autocast_kernel(*args: Any, **kwargs: Any) -> Any:
-        # Below autograd the graph is made already, for the dtypes that came.
-        if not torch._C._dispatch_tls_is_dispatch_key_excluded(
-            torch._C.DispatchKey.AutogradFunctionality
-        ):
-            args = tuple(autocast(arg) for arg in args)
+        args = tuple(autocast(arg) for arg in args)  # autocast looks whether the key is excluded
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_SET):
             return overload(*args, **kwargs)
 
@@ -339,9 +332,15 @@ def register(
 
     _library.impl(name, autograd_kernel, "Autograd")
     _library.impl(name, transform_kernel, "FuncTorchDynamicLayerFrontMode")
-    _library.impl(name, batched_kernel, "Batched")
-    for key in _REFUSED_KEYS:
-        _library.impl(name, refusing_kernel, key)
+    for each in (name, f"_{name}"):
+        _library.impl(each, batched_kernel, "Batched")
+        for key in _REFUSED_KEYS:
+            _library.impl(each, refusing_kernel, key)
     if casts:
         for key in _AUTOCAST_KEYS:
             _library.impl(name, autocast_kernel, key)
+
+
+# Inside a Function there is nothing left to differentiate: the dispatcher goes straight on.
+for _name in _ops.NAMES:
+    _library.impl(f"_{_name}", torch.library.fallthrough_kernel, "Autograd")

@@ -9,17 +9,13 @@ from torch.autograd import Function, forward_ad
 
 from .. import _ops
 from ._function import (
-    AUTOGRAD,
     Grads,
     add,
     any_batched,
     autocast,
     autocast_active,
     batch_first,
-    below_autograd,
     compiling,
-    exclude,
-    excluded,
     fast_apply,
     forward_rule,
     grad_enabled,
@@ -47,8 +43,7 @@ class Bilinear(Function):
 
     @staticmethod
     def forward(y: Tensor, A: Tensor, x: Tensor) -> Tensor:
-        with below_autograd():
-            return _forward(y, A, x)  # type: ignore[no-any-return]
+        return _forward(y, A, x)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -60,14 +55,9 @@ class Bilinear(Function):
         need_y, need_A, need_x = ctx.needs_input_grad
         if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
             return apply_bilinear_backward(grad, y, A, x, need_y, need_A, need_x)
-        was = excluded(AUTOGRAD)
-        exclude(AUTOGRAD, True)
-        try:
-            if kept and not is_batched(grad):
-                return _products_backward(grad, y, A, x, *kept, need_y, need_A, need_x)  # type: ignore[no-any-return]
-            return _backward(grad, y, A, x, need_y, need_A, need_x)  # type: ignore[no-any-return]
-        finally:
-            exclude(AUTOGRAD, was)
+        if kept and not is_batched(grad):
+            return _products_backward(grad, y, A, x, *kept, need_y, need_A, need_x)  # type: ignore[no-any-return]
+        return _backward(grad, y, A, x, need_y, need_A, need_x)  # type: ignore[no-any-return]
 
     @staticmethod
     @forward_rule
@@ -115,8 +105,7 @@ class BilinearBackward(Function):
     def forward(
         grad: Tensor, y: Tensor, A: Tensor, x: Tensor, need_y: bool, need_A: bool, need_x: bool
     ) -> Grads:
-        with below_autograd():
-            return _backward(grad, y, A, x, need_y, need_A, need_x)  # type: ignore[no-any-return]
+        return _backward(grad, y, A, x, need_y, need_A, need_x)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -219,20 +208,15 @@ def _products_to_keep(ctx: Any, y: Tensor, A: Tensor, x: Tensor) -> tuple[bool, 
 def _forward_and_save(ctx: Any, y: Tensor, A: Tensor, x: Tensor) -> Tensor:
     forward_mode = forward_ad._current_level >= 0
     keep_p, keep_q = (False, False) if forward_mode else _products_to_keep(ctx, y, A, x)
-    was = excluded(AUTOGRAD)
-    exclude(AUTOGRAD, True)
-    try:
-        if keep_p or keep_q:
-            alpha, p, q = _products(y, A, x, keep_p, keep_q)
-            ctx.save_for_backward(y, A, x, p, q)
-        else:
-            alpha = _forward(y, A, x)
-            ctx.save_for_backward(y, A, x)
-            if forward_mode:
-                ctx.save_for_forward(y, A, x)
-        return alpha  # type: ignore[no-any-return]
-    finally:
-        exclude(AUTOGRAD, was)
+    if keep_p or keep_q:
+        alpha, p, q = _products(y, A, x, keep_p, keep_q)
+        ctx.save_for_backward(y, A, x, p, q)
+    else:
+        alpha = _forward(y, A, x)
+        ctx.save_for_backward(y, A, x)
+        if forward_mode:
+            ctx.save_for_forward(y, A, x)
+    return alpha  # type: ignore[no-any-return]
 
 
 _apply = fast_apply(Bilinear, _forward_and_save)
@@ -251,8 +235,7 @@ def apply_bilinear(y: Tensor, A: Tensor, x: Tensor) -> Tensor:
         if is_batched(alpha):
             return legacy_vmap(Bilinear.vmap, y, A, x)  # type: ignore[no-any-return]
         return alpha
-    with below_autograd():
-        return _forward(y, A, x)  # type: ignore[no-any-return]
+    return _forward(y, A, x)  # type: ignore[no-any-return]
 
 
 def apply_bilinear_backward(
@@ -267,8 +250,7 @@ def apply_bilinear_backward(
         if any_batched(grads):
             return legacy_vmap(BilinearBackward.vmap, *args)  # type: ignore[no-any-return]
         return grads
-    with below_autograd():
-        return _backward(grad, y, A, x, need_y, need_A, need_x)  # type: ignore[no-any-return]
+    return _backward(grad, y, A, x, need_y, need_A, need_x)  # type: ignore[no-any-return]
 
 
 register("bilinear", Bilinear, apply_bilinear, _apply, casts=True)

@@ -9,17 +9,13 @@ from torch.autograd import Function, forward_ad
 
 from .. import _ops
 from ._function import (
-    AUTOGRAD,
     Grads,
     add,
     any_batched,
     autocast,
     autocast_active,
     batch_first,
-    below_autograd,
     compiling,
-    exclude,
-    excluded,
     fast_apply,
     forward_rule,
     grad_enabled,
@@ -44,8 +40,7 @@ class Linear(Function):
 
     @staticmethod
     def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        with below_autograd():
-            return _forward(input, weight, bias)  # type: ignore[no-any-return]
+        return _forward(input, weight, bias)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -59,12 +54,7 @@ class Linear(Function):
             return apply_linear_backward(
                 grad, input, weight, bias, need_input, need_weight, need_bias
             )
-        was = excluded(AUTOGRAD)
-        exclude(AUTOGRAD, True)
-        try:
-            return _backward(grad, input, weight, bias, need_input, need_weight, need_bias)  # type: ignore[no-any-return]
-        finally:
-            exclude(AUTOGRAD, was)
+        return _backward(grad, input, weight, bias, need_input, need_weight, need_bias)  # type: ignore[no-any-return]
 
     @staticmethod
     @forward_rule
@@ -139,8 +129,7 @@ class LinearBackward(Function):
         need_weight: bool,
         need_bias: bool,
     ) -> Grads:
-        with below_autograd():
-            return _backward(grad, input, weight, bias, need_input, need_weight, need_bias)  # type: ignore[no-any-return]
+        return _backward(grad, input, weight, bias, need_input, need_weight, need_bias)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -228,12 +217,7 @@ def _forward_and_save(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | No
     ctx.save_for_backward(input, weight, bias)
     if forward_ad._current_level >= 0:
         ctx.save_for_forward(input, weight, bias)
-    was = excluded(AUTOGRAD)
-    exclude(AUTOGRAD, True)
-    try:
-        return _forward(input, weight, bias)  # type: ignore[no-any-return]
-    finally:
-        exclude(AUTOGRAD, was)
+    return _forward(input, weight, bias)  # type: ignore[no-any-return]
 
 
 _apply = fast_apply(Linear, _forward_and_save)
@@ -254,8 +238,7 @@ def apply_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
         if is_batched(z):
             return legacy_vmap(Linear.vmap, input, weight, bias)  # type: ignore[no-any-return]
         return z
-    with below_autograd():
-        return _forward(input, weight, bias)  # type: ignore[no-any-return]
+    return _forward(input, weight, bias)  # type: ignore[no-any-return]
 
 
 def apply_linear_backward(
@@ -279,8 +262,7 @@ def apply_linear_backward(
         if any_batched(grads):
             return legacy_vmap(LinearBackward.vmap, *args)  # type: ignore[no-any-return]
         return grads
-    with below_autograd():
-        return _backward(grad, input, weight, bias, need_input, need_weight, need_bias)  # type: ignore[no-any-return]
+    return _backward(grad, input, weight, bias, need_input, need_weight, need_bias)  # type: ignore[no-any-return]
 
 
 register("linear", Linear, apply_linear, _apply, casts=True)

@@ -9,17 +9,13 @@ from torch.autograd import Function, forward_ad
 
 from .. import _ops
 from ._function import (
-    AUTOGRAD,
     Grads,
     add,
     any_batched,
     autocast,
     autocast_active,
     batch_first,
-    below_autograd,
     compiling,
-    exclude,
-    excluded,
     fast_apply,
     forward_rule,
     grad_enabled,
@@ -44,8 +40,7 @@ class Matmul(Function):
 
     @staticmethod
     def forward(a: Tensor, b: Tensor) -> Tensor:
-        with below_autograd():
-            return _forward(a, b)  # type: ignore[no-any-return]
+        return _forward(a, b)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -57,12 +52,7 @@ class Matmul(Function):
         need_a, need_b = ctx.needs_input_grad
         if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
             return apply_matmul_backward(grad, a, b, need_a, need_b)
-        was = excluded(AUTOGRAD)
-        exclude(AUTOGRAD, True)
-        try:
-            return _backward(grad, a, b, need_a, need_b)  # type: ignore[no-any-return]
-        finally:
-            exclude(AUTOGRAD, was)
+        return _backward(grad, a, b, need_a, need_b)  # type: ignore[no-any-return]
 
     @staticmethod
     @forward_rule
@@ -102,8 +92,7 @@ class MatmulBackward(Function):
 
     @staticmethod
     def forward(grad: Tensor, a: Tensor, b: Tensor, need_a: bool, need_b: bool) -> Grads:
-        with below_autograd():
-            return _backward(grad, a, b, need_a, need_b)  # type: ignore[no-any-return]
+        return _backward(grad, a, b, need_a, need_b)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -182,12 +171,7 @@ def _forward_and_save(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
     ctx.save_for_backward(a, b)
     if forward_ad._current_level >= 0:
         ctx.save_for_forward(a, b)
-    was = excluded(AUTOGRAD)
-    exclude(AUTOGRAD, True)
-    try:
-        return _forward(a, b)  # type: ignore[no-any-return]
-    finally:
-        exclude(AUTOGRAD, was)
+    return _forward(a, b)  # type: ignore[no-any-return]
 
 
 _apply = fast_apply(Matmul, _forward_and_save)
@@ -202,8 +186,7 @@ def apply_matmul(a: Tensor, b: Tensor) -> Tensor:
         a, b = unwrap(a), unwrap(b)
         y: Tensor = _apply(a, b)
         return legacy_vmap(Matmul.vmap, a, b) if is_batched(y) else y
-    with below_autograd():
-        return _forward(a, b)  # type: ignore[no-any-return]
+    return _forward(a, b)  # type: ignore[no-any-return]
 
 
 def apply_matmul_backward(grad: Tensor, a: Tensor, b: Tensor, need_a: bool, need_b: bool) -> Grads:
@@ -216,8 +199,7 @@ def apply_matmul_backward(grad: Tensor, a: Tensor, b: Tensor, need_a: bool, need
         if any_batched(grads):
             return legacy_vmap(MatmulBackward.vmap, *args)  # type: ignore[no-any-return]
         return grads
-    with below_autograd():
-        return _backward(grad, a, b, need_a, need_b)  # type: ignore[no-any-return]
+    return _backward(grad, a, b, need_a, need_b)  # type: ignore[no-any-return]
 
 
 register("matmul", Matmul, apply_matmul, _apply, casts=True)

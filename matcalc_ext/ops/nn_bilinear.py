@@ -9,7 +9,6 @@ from torch.autograd import Function, forward_ad
 
 from .. import _ops
 from ._function import (
-    AUTOGRAD,
     Grads,
     add,
     add_all,
@@ -17,10 +16,7 @@ from ._function import (
     autocast,
     autocast_active,
     batch_first,
-    below_autograd,
     compiling,
-    exclude,
-    excluded,
     fast_apply,
     forward_rule,
     grad_enabled,
@@ -50,8 +46,7 @@ class NnBilinear(Function):
 
     @staticmethod
     def forward(x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        with below_autograd():
-            return _forward(x1, x2, weight, bias)  # type: ignore[no-any-return]
+        return _forward(x1, x2, weight, bias)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -65,12 +60,7 @@ class NnBilinear(Function):
             return apply_nn_bilinear_backward(
                 grad, x1, x2, weight, need_x1, need_x2, need_weight, need_bias
             )
-        was = excluded(AUTOGRAD)
-        exclude(AUTOGRAD, True)
-        try:
-            return _backward(grad, x1, x2, weight, need_x1, need_x2, need_weight, need_bias)  # type: ignore[no-any-return]
-        finally:
-            exclude(AUTOGRAD, was)
+        return _backward(grad, x1, x2, weight, need_x1, need_x2, need_weight, need_bias)  # type: ignore[no-any-return]
 
     @staticmethod
     @forward_rule
@@ -154,8 +144,7 @@ class NnBilinearBackward(Function):
         need_weight: bool,
         need_bias: bool,
     ) -> Grads:
-        with below_autograd():
-            return _backward(grad, x1, x2, weight, need_x1, need_x2, need_weight, need_bias)  # type: ignore[no-any-return]
+        return _backward(grad, x1, x2, weight, need_x1, need_x2, need_weight, need_bias)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -263,12 +252,7 @@ def _forward_and_save(
     ctx.save_for_backward(x1, x2, weight)
     if forward_ad._current_level >= 0:
         ctx.save_for_forward(x1, x2, weight)
-    was = excluded(AUTOGRAD)
-    exclude(AUTOGRAD, True)
-    try:
-        return _forward(x1, x2, weight, bias)  # type: ignore[no-any-return]
-    finally:
-        exclude(AUTOGRAD, was)
+    return _forward(x1, x2, weight, bias)  # type: ignore[no-any-return]
 
 
 _apply = fast_apply(NnBilinear, _forward_and_save)
@@ -296,8 +280,7 @@ def apply_nn_bilinear(
         if is_batched(z):
             return legacy_vmap(NnBilinear.vmap, input1, input2, weight, bias)  # type: ignore[no-any-return]
         return z
-    with below_autograd():
-        return _forward(input1, input2, weight, bias)  # type: ignore[no-any-return]
+    return _forward(input1, input2, weight, bias)  # type: ignore[no-any-return]
 
 
 def apply_nn_bilinear_backward(
@@ -320,8 +303,7 @@ def apply_nn_bilinear_backward(
         if any_batched(grads):
             return legacy_vmap(NnBilinearBackward.vmap, *args)  # type: ignore[no-any-return]
         return grads
-    with below_autograd():
-        return _backward(grad, input1, input2, weight, *needs)  # type: ignore[no-any-return]
+    return _backward(grad, input1, input2, weight, *needs)  # type: ignore[no-any-return]
 
 
 register("nn_bilinear", NnBilinear, apply_nn_bilinear, _apply, casts=True)

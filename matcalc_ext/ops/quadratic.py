@@ -9,17 +9,13 @@ from torch.autograd import Function, forward_ad
 
 from .. import _ops
 from ._function import (
-    AUTOGRAD,
     Grads,
     add,
     any_batched,
     autocast,
     autocast_active,
     batch_first,
-    below_autograd,
     compiling,
-    exclude,
-    excluded,
     fast_apply,
     forward_rule,
     grad_enabled,
@@ -54,8 +50,7 @@ class Quadratic(Function):
 
     @staticmethod
     def forward(x: Tensor, A: Tensor, symmetric: bool) -> Tensor:
-        with below_autograd():
-            return _forward(x, A, symmetric=symmetric)  # type: ignore[no-any-return]
+        return _forward(x, A, symmetric=symmetric)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -68,14 +63,9 @@ class Quadratic(Function):
         need_x, need_A, _ = ctx.needs_input_grad
         if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
             return *apply_quadratic_backward(grad, x, A, ctx.symmetric, need_x, need_A), None
-        was = excluded(AUTOGRAD)
-        exclude(AUTOGRAD, True)
-        try:
-            if kept and not is_batched(grad):
-                return *_products_backward(grad, x, A, *kept, ctx.symmetric, need_x, need_A), None
-            return *_backward(grad, x, A, ctx.symmetric, need_x, need_A), None
-        finally:
-            exclude(AUTOGRAD, was)
+        if kept and not is_batched(grad):
+            return *_products_backward(grad, x, A, *kept, ctx.symmetric, need_x, need_A), None
+        return *_backward(grad, x, A, ctx.symmetric, need_x, need_A), None
 
     @staticmethod
     @forward_rule
@@ -116,8 +106,7 @@ class QuadraticBackward(Function):
     def forward(
         grad: Tensor, x: Tensor, A: Tensor, symmetric: bool, need_x: bool, need_A: bool
     ) -> Grads:
-        with below_autograd():
-            return _backward(grad, x, A, symmetric, need_x, need_A)  # type: ignore[no-any-return]
+        return _backward(grad, x, A, symmetric, need_x, need_A)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -219,20 +208,15 @@ def _forward_and_save(ctx: Any, x: Tensor, A: Tensor, symmetric: bool) -> Tensor
         and worth_keeping(x, A)
         and (A.dim() == 2 or A.shape[:-2] == x.shape[:-1])
     )
-    was = excluded(AUTOGRAD)
-    exclude(AUTOGRAD, True)
-    try:
-        if keep:
-            alpha, p = _products(x, A, symmetric)
-            ctx.save_for_backward(x, A, p)
-        else:
-            alpha = _forward(x, A, symmetric=symmetric)
-            ctx.save_for_backward(x, A)
-            if forward_mode:
-                ctx.save_for_forward(x, A)
-        return alpha  # type: ignore[no-any-return]
-    finally:
-        exclude(AUTOGRAD, was)
+    if keep:
+        alpha, p = _products(x, A, symmetric=symmetric)
+        ctx.save_for_backward(x, A, p)
+    else:
+        alpha = _forward(x, A, symmetric=symmetric)
+        ctx.save_for_backward(x, A)
+        if forward_mode:
+            ctx.save_for_forward(x, A)
+    return alpha  # type: ignore[no-any-return]
 
 
 _apply = fast_apply(Quadratic, _forward_and_save)
@@ -249,8 +233,7 @@ def apply_quadratic(x: Tensor, A: Tensor, symmetric: bool = False) -> Tensor:
         if is_batched(alpha):
             return legacy_vmap(Quadratic.vmap, x, A, symmetric)  # type: ignore[no-any-return]
         return alpha
-    with below_autograd():
-        return _forward(x, A, symmetric=symmetric)  # type: ignore[no-any-return]
+    return _forward(x, A, symmetric=symmetric)  # type: ignore[no-any-return]
 
 
 def apply_quadratic_backward(
@@ -265,8 +248,7 @@ def apply_quadratic_backward(
         if any_batched(grads):
             return legacy_vmap(QuadraticBackward.vmap, *args)  # type: ignore[no-any-return]
         return grads
-    with below_autograd():
-        return _backward(grad, x, A, symmetric, need_x, need_A)  # type: ignore[no-any-return]
+    return _backward(grad, x, A, symmetric, need_x, need_A)  # type: ignore[no-any-return]
 
 
 register("quadratic", Quadratic, apply_quadratic, _apply, casts=True)
