@@ -56,7 +56,8 @@ pybind11::dict build_info() {
 bool tf32_allowed() {
   const pybind11::gil_scoped_acquire gil;
   static const pybind11::handle getter =
-      pybind11::module_::import("torch._C").attr("_get_fp32_precision_getter").release();
+      pybind11::object(pybind11::module_::import("torch._C").attr("_get_fp32_precision_getter"))
+          .release();
   return getter("cuda", "matmul").cast<std::string>() == "tf32";
 }
 #endif

@@ -31,6 +31,9 @@ struct Offsets {
     int64_t offset = 0;
     if (fits32) {
       uint32_t rest = static_cast<uint32_t>(position);
+#if defined(__CUDA_ARCH__)
+#pragma unroll 1  // a division is long, and kernels decode in many places
+#endif
       for (int d = count - 1; d > 0; --d) {
         const uint32_t outer = rest / static_cast<uint32_t>(size[d]);
         offset += static_cast<int64_t>(rest - outer * static_cast<uint32_t>(size[d])) * stride[d];
@@ -38,6 +41,9 @@ struct Offsets {
       }
       return offset + static_cast<int64_t>(rest) * stride[0];
     }
+#if defined(__CUDA_ARCH__)
+#pragma unroll 1
+#endif
     for (int d = count - 1; d > 0; --d) {
       const int64_t outer = position / size[d];
       offset += (position - outer * size[d]) * stride[d];

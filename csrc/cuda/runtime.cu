@@ -64,21 +64,27 @@ Device::Device(int32_t index) : index_(index), stream_(nullptr), guard_(nullptr)
 
 Device::~Device() { aoti_torch_delete_cuda_guard(static_cast<CUDAGuardHandle>(guard_)); }
 
-Workspace::Workspace(const Device&) {}
+Workspace::Workspace(const Device& device) : device_(device) {}
 
 Workspace::~Workspace() {
-  for (void* memory : taken_) aoti_torch_cuda_caching_allocator_raw_delete(memory);
+  for (void* owner : taken_) aoti_torch_delete_tensor_object(static_cast<AtenTensorHandle>(owner));
 }
 
+// A tensor of bytes: the allocator's own functions are not in every torch that we run on.
 void* Workspace::take(size_t bytes) {
   if (bytes == 0) return nullptr;
   taken_.reserve(taken_.size() + 1);  // so that nothing fails once the memory is there
-  void* memory = nullptr;
-  if (aoti_torch_cuda_caching_allocator_raw_alloc(bytes, &memory) != AOTI_TORCH_SUCCESS) {
+  const int64_t size = static_cast<int64_t>(bytes), stride = 1;
+  AtenTensorHandle owner = nullptr;
+  if (aoti_torch_empty_strided(1, &size, &stride, aoti_torch_dtype_uint8(),
+                               aoti_torch_device_type_cuda(), device_.index(),
+                               &owner) != AOTI_TORCH_SUCCESS) {
     throw std::runtime_error("matcalc_ext: not enough CUDA memory for " + std::to_string(bytes) +
                              " bytes of working memory");
   }
-  taken_.push_back(memory);
+  taken_.push_back(owner);
+  void* memory = nullptr;
+  check("give working memory", torch_get_mutable_data_ptr(owner, &memory));
   return memory;
 }
 

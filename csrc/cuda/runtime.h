@@ -53,7 +53,8 @@ class Workspace {
   void* take(size_t bytes);  // aligned to 256 bytes
 
  private:
-  std::vector<void*> taken_;
+  const Device& device_;
+  std::vector<void*> taken_;  // what the memory is owned by
 };
 
 // What the function given to set_tf32_query (kernels.h) says.

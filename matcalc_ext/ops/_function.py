@@ -167,6 +167,9 @@ def sample_shapes(
     return outputs, tuple(None if grad is None else 0 for grad in grads)
 
 
+_VMAP_LEVELS = 64
+
+
 def legacy_vmap(rule: Callable[..., Any], *args: Any) -> Any:
     """`rule` for a call under the vmap behind `torch.autograd.grad(is_grads_batched=True)`.
 
@@ -175,7 +178,9 @@ def legacy_vmap(rule: Callable[..., Any], *args: Any) -> Any:
     # Asking for the level means entering the next one.
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
-    for current in range(level, 0, -1):
+    # The level is the thread's, and the backward pass of a GPU has a thread of its own, where it is
+    # 0: then all that torch has.
+    for current in range(level or _VMAP_LEVELS, 0, -1):
         operands: list[Any] = []
         in_dims: list[int | None] = []
         size = 0
