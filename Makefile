@@ -5,9 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help env build compile test demo check bench lint format clean
+.PHONY: help env build compile test demo check bench cuda-compile lint format clean
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 env: $(VENV)/.installed  ## create .venv with pinned tools
 
@@ -46,7 +46,12 @@ check: build  ## test every op and derivative on this machine, in half a minute
 bench: build  ## time the ops against plain torch (BENCH_ARGS="--only bilinear" for a part of it)
 	$(BIN)/python bench/cpu.py $(BENCH_ARGS)
 
-CPP := $$(git ls-files --cached --others --exclude-standard 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inc')
+# Needs nvcc, and no GPU: `make build` compiles these sources where torch is built for CUDA.
+cuda-compile: $(VENV)/.installed  ## compile the CUDA kernels, and show what each takes
+	$(BIN)/python tools/cuda_compile.py
+
+CPP := $$(git ls-files --cached --others --exclude-standard csrc tests | \
+	grep -E '\.(cpp|h|inc|cu|cuh)$$')
 
 lint: $(VENV)/.installed  ## check format, style and types
 	$(BIN)/ruff check

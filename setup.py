@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+from functools import cache
 from glob import glob
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -18,14 +19,16 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-TORCH_TARGET = (2, 10)  # the oldest torch the extension runs on: its stable ABI is what we use
+sys.path.insert(0, os.path.abspath("tools"))  # setuptools runs this file in its own folder
+import cuda_build
+
 CXX = shlex.split(os.environ.get("CXX", "g++"))
 CXXFLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 AVX2 = "-mavx2 -mfma -mf16c"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512"
 # A file with the word in its name is compiled for that instruction set, and is called only where
 # the processor has it. Elsewhere than on x86 such a file compiles to nothing.
-ISA_FLAGS = {"avx2": AVX2, "avx512": AVX512}
+ISA_FLAGS = {"avx2": AVX2, "avx512": AVX512, "avx512bf16": "-mavx512bf16"}
 X86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
 
 
@@ -62,6 +65,15 @@ def check_compiler():
         )
 
 
+@cache
+def cuda_half():
+    """How the CUDA kernels are built here (None: not at all), and a sentence that says why."""
+    try:
+        return cuda_build.plan(torch)
+    except ValueError as mistake:
+        stop(mistake)
+
+
 class NinjaBuild(build_ext):
     """Compiles with ninja, so that a second build compiles only what changed."""
 
@@ -74,12 +86,16 @@ class NinjaBuild(build_ext):
         from ninja import ninja_syntax
 
         includes = [torch / "include", pybind11 / "include", sysconfig.get_path("include")]
-        target_version = "0x{:02x}{:02x}{:012x}".format(*TORCH_TARGET, 0)
         flags = [*CXXFLAGS, *(part for path in includes for part in ("-isystem", str(path)))]
-        flags.append(f"-DTORCH_TARGET_VERSION={target_version}")
+        flags.append(cuda_build.TORCH_TARGET_DEFINE)
         flags.append(f'-DMATCALC_VERSION="{self.distribution.get_version()}"')
-        flags += shlex.split(os.environ.get("CXXFLAGS", ""))  # last, so that the caller's win
         libraries = [f"-L{torch / 'lib'}", "-ltorch_cpu"]
+        cuda, sentence = cuda_half()
+        print(f"matcalc_ext: {sentence}", flush=True)
+        if cuda:
+            flags.append("-DMATCALC_CUDA")
+            libraries += cuda.libraries(torch)
+        flags += shlex.split(os.environ.get("CXXFLAGS", ""))  # last, so that the caller's win
         libraries += shlex.split(os.environ.get("LDFLAGS", ""))
 
         folder, target = Path(self.build_temp), Path(self.get_ext_fullpath(ext.name))
@@ -98,6 +114,12 @@ class NinjaBuild(build_ext):
                 objects += ninja.build(
                     f"{folder / source}.o", "compile", source, variables={"isa": isa}
                 )
+            if cuda:
+                compiling = f"{shlex.join(cuda.command(torch))} $code -MD -MF $out.d -c $in -o $out"
+                ninja.rule("nvcc", compiling, "nvcc $in", depfile="$out.d", deps="gcc")
+            for source in cuda.sources() if cuda else []:
+                code = {"code": shlex.join(cuda.code_flags(source))}
+                objects += ninja.build(f"{folder / source}.o", "nvcc", source, variables=code)
             ninja.build(str(target), "link", objects)
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count())
         command = [sys.executable, "-m", "ninja", "-f", str(folder / "build.ninja"), "-j", jobs]
@@ -105,12 +127,13 @@ class NinjaBuild(build_ext):
             stop("the compiler failed; its first error stands above (`pip -v` shows all of it).")
 
 
-torch = locate("torch", TORCH_TARGET)
+torch = locate("torch", cuda_build.TORCH_TARGET)
 pybind11 = locate("pybind11")
 locate("ninja")
 locate("setuptools", (77,))  # the first to read a licence as pyproject.toml writes it
 if {"build_ext", "bdist_wheel", "editable_wheel"} & set(sys.argv):
     check_compiler()
+    cuda_half()
 setup(
     ext_modules=[Extension("matcalc_ext._C", sorted(glob("csrc/**/*.cpp", recursive=True)))],
     cmdclass={"build_ext": NinjaBuild},

@@ -4,53 +4,33 @@ Every case is checked against a float64 reference first. Ours and each peer then
 process, so that a change in the machine's speed meets all of them; a figure is the median of the
 rounds, and the ratio is the best peer's time divided by ours (above 1: ours is faster).
 
-    python bench/cpu.py [--threads N] [--rounds N] [--only TEXT] [--json FILE]
+    python bench/cpu.py [--threads N] [--rounds N] [--only TEXT] [--json FILE] [--plot FILE]
 """
 
 import argparse
-import json
-import platform
-import statistics
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from _common import (
+    Call,
+    Case,
+    forward_backward,
+    measure,
+    plot,
+    print_rows,
+    processor,
+    versions,
+    write_json,
+)
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor
 
 import matcalc_ext as mx
 from matcalc_ext import _C
-
-Result = Tensor | tuple[Tensor, ...]
-
-
-@dataclass
-class Case:
-    """One row: the same work done by ours and by each peer."""
-
-    group: str
-    name: str
-    ours: Callable[[], Result]
-    peers: dict[str, Callable[[], Result]]
-    tolerance: float
-
-
-def forward_backward(
-    function: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad: Tensor
-) -> Callable[[], Result]:
-    """The training step of one op: its value and every input's gradient."""
-
-    def step() -> Result:
-        value = function(*inputs)
-        return (value.detach(), *torch.autograd.grad(value, inputs, grad))
-
-    return step
 
 
 def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -187,45 +167,19 @@ def check(case: Case) -> None:
             torch.testing.assert_close(got, expected, rtol=1e-3, atol=case.tolerance)
 
 
-def time_in_turn(functions: list[Callable[[], Result]], rounds: int) -> list[list[float]]:
-    """Seconds per call of each function in each round; the functions take turns."""
-    repeats = []
-    for function in functions:
+def clock(function: Call, repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
         function()
-        start = time.perf_counter()
-        function()
-        repeats.append(max(1, round(0.02 / (time.perf_counter() - start))))
-    seconds: list[list[float]] = [[] for _ in functions]
-    for _ in range(rounds):
-        for index, function in enumerate(functions):
-            start = time.perf_counter()
-            for _ in range(repeats[index]):
-                function()
-            seconds[index].append((time.perf_counter() - start) / repeats[index])
-    return seconds
+    return time.perf_counter() - start
 
 
 def environment(threads: int) -> dict[str, object]:
-    def output_of(command: list[str]) -> str:
-        try:
-            return subprocess.run(
-                command, capture_output=True, text=True, check=True
-            ).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return "unknown"
-
-    model = "unknown"
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = lines[0].split(":", 1)[1].strip() if lines else model
     return {
-        "processor": model,
+        "processor": processor(),
         "instruction set": _C.cpu_isa(),
         "threads": threads,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": output_of(["git", "describe", "--always", "--dirty"]),
+        **versions(),
     }
 
 
@@ -235,6 +189,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", default="", help="only groups whose name contains this text")
     parser.add_argument("--json", type=Path, help="write the rows here too")
+    parser.add_argument("--plot", type=Path, help="draw the ratios here, as PNG")
     arguments = parser.parse_args()
 
     torch.set_num_threads(arguments.threads)
@@ -242,41 +197,19 @@ def main() -> None:
     console = Console()
     where = environment(arguments.threads)
     console.print(", ".join(f"{key}: {value}" for key, value in where.items()))
-    table = Table("case", "", "ours (us)", "peers (us)", "ratio to the best", "spread")
     rows = []
     cases = [case for group in GROUPS for case in group() if arguments.only in case.group]
     with Progress(console=console, transient=True) as progress:
         for case in progress.track(cases, description="timing"):
             check(case)
-            names = list(case.peers)
-            ours, *peers = time_in_turn([case.ours, *case.peers.values()], arguments.rounds)
-            medians = [statistics.median(seconds) for seconds in peers]
-            best = min(range(len(names)), key=medians.__getitem__)
-            # Round by round, so that both sides of a ratio saw the same machine.
-            ratios = sorted(p / o for p, o in zip(peers[best], ours, strict=True))
-            ratio = statistics.median(ratios)
-            rows.append(
-                {
-                    "group": case.group,
-                    "case": case.name,
-                    "ours": statistics.median(ours),
-                    "peers": dict(zip(names, medians, strict=True)),
-                    "ratio": ratio,
-                }
-            )
-            table.add_row(
-                case.group,
-                case.name,
-                f"{statistics.median(ours) * 1e6:.1f}",
-                "\n".join(f"{n} {m * 1e6:.1f}" for n, m in zip(names, medians, strict=True)),
-                f"{ratio:.2f}",
-                f"{ratios[0]:.2f} to {ratios[-1]:.2f}",
-            )
-    console.print(table)
+            rows.append(measure(case, arguments.rounds, clock, least=0.02))
+    print_rows(rows, console)
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({"environment": where, "rows": rows}, indent=1))
+        write_json(arguments.json, where, rows)
         console.print(f"rows written to {arguments.json}")
+    if arguments.plot:
+        plot(arguments.plot, "matcalc_ext on the CPU", where, rows)
+        console.print(f"plot written to {arguments.plot}")
 
 
 if __name__ == "__main__":

@@ -147,13 +147,30 @@ FAMILY_IDS = [f"{op}-{family}" for op, family in FAMILIES]
 # --------------------------------------------------------------------------------------------
 # Arguments
 
+_device = torch.device("cpu")
+
+
+def use_device(name):
+    """For tests/conftest.py, which sets it for each test on the device axis."""
+    global _device  # noqa: PLW0603
+    _device = torch.device(name)
+
+
+def current_device():
+    return _device
+
+
+def here(thing):
+    """A tensor, or a module, on the device of the test."""
+    return thing.to(_device)
+
 
 def draw(shape, dtype=torch.float64, requires_grad=False):
-    """Normal numbers; None for None."""
+    """Normal numbers, the same on every device; None for None."""
     if shape is None:
         return None
     wide = torch.complex128 if dtype.is_complex else torch.float64
-    return torch.randn(shape, dtype=wide).to(dtype).requires_grad_(requires_grad)
+    return torch.randn(shape, dtype=wide).to(dtype).to(_device).requires_grad_(requires_grad)
 
 
 def arguments(shapes: Shapes, dtype=torch.float64, requires_grad=False):

@@ -9,7 +9,10 @@ from reference import (
     check_value,
     draw,
     gradients,
+    here,
 )
+
+pytestmark = pytest.mark.usefixtures("on_each_device")
 
 SHAPES = (
     *(((m,), (m, n), (n,)) for m, n in ((1, 1), (5, 7), (16, 16), (33, 65), (131, 70), (1, 300))),
@@ -74,18 +77,19 @@ def test_empty(shapes, dtype):
 def test_gradients_are_the_closed_forms(dtype):
     """dy = A x, dA = y xᵀ, dx = Aᵀ y, number for number on small integers."""
     y, A, x = (
-        torch.arange(1, n + 1).to(dtype).reshape(s) for n, s in ((3, (3,)), (6, (3, 2)), (2, (2,)))
+        here(torch.arange(1, n + 1).to(dtype).reshape(s))
+        for n, s in ((3, (3,)), (6, (3, 2)), (2, (2,)))
     )
-    dy, dA, dx = gradients(bilinear.ours, (y, A, x), torch.ones((), dtype=dtype))
-    assert torch.equal(dy, torch.tensor([5, 11, 17]).to(dtype))
-    assert torch.equal(dA, torch.tensor([[1, 2], [2, 4], [3, 6]]).to(dtype))
-    assert torch.equal(dx, torch.tensor([22, 28]).to(dtype))
+    dy, dA, dx = gradients(bilinear.ours, (y, A, x), here(torch.ones((), dtype=dtype)))
+    assert dy.tolist() == [5, 11, 17]
+    assert dA.tolist() == [[1, 2], [2, 4], [3, 6]]
+    assert dx.tolist() == [22, 28]
     assert bilinear.ours(y, A, x) == 78
 
 
 def test_complex_gradients_are_conjugated_as_torch_does():
     y, A, x = arguments(((3,), (3, 2), (2,)), torch.complex128)
-    g = torch.tensor(2 - 1j, dtype=torch.complex128)
+    g = here(torch.tensor(2 - 1j, dtype=torch.complex128))
     dy, dA, dx = gradients(bilinear.ours, (y, A, x), g)
     torch.testing.assert_close(dy, g * (A @ x).conj())
     torch.testing.assert_close(dA, g * torch.outer(y, x).conj())
@@ -107,7 +111,8 @@ def test_nan_and_infinity():
             assert not bilinear.ours(y, A, x).isfinite()
             y[at] = 0
             assert bilinear.ours(y, A, x).isnan()
-            dy, dA, dx = gradients(bilinear.ours, (y, A, x), torch.ones((), dtype=torch.float64))
+            one = here(torch.ones((), dtype=torch.float64))
+            dy, dA, dx = gradients(bilinear.ours, (y, A, x), one)
             assert not dy[at].isfinite()
             assert dy.isfinite().sum() == 16
             assert dx[at].isnan()
@@ -117,7 +122,7 @@ def test_nan_and_infinity():
 
 def test_low_precision_is_rounded_once():
     """256 + 1 + ... + 1 in bfloat16: sums in bfloat16 would stay at 256."""
-    y = torch.cat([torch.tensor([256.0]), torch.ones(256)]).bfloat16()
-    ones = torch.ones(1, dtype=torch.bfloat16)
-    assert bilinear.ours(y, torch.ones(257, 1).bfloat16(), ones).item() == 512
-    assert bilinear.ours(ones, torch.ones(1, 257).bfloat16(), y).item() == 512
+    y = here(torch.cat([torch.tensor([256.0]), torch.ones(256)]).bfloat16())
+    ones = here(torch.ones(1, dtype=torch.bfloat16))
+    assert bilinear.ours(y, ones.expand(257, 1), ones).item() == 512
+    assert bilinear.ours(ones, ones.expand(1, 257), y).item() == 512

@@ -9,8 +9,11 @@ import re
 import numpy as np
 import pytest
 import torch
+from reference import current_device, here
 
 import matcalc_ext as mc
+
+pytestmark = pytest.mark.usefixtures("on_each_device")
 
 OPS = {
     "matmul": (mc.matmul, {"a": (4, 3), "b": (3, 5)}),
@@ -30,7 +33,7 @@ GRADIENTS = pytest.mark.parametrize("wanted", [False, True], ids=["plain", "grad
 
 def arguments(op, shapes=None, dtype=torch.float64):
     shapes = {**OPS[op][1], **(shapes or {})}
-    return {name: torch.ones(shape, dtype=dtype) for name, shape in shapes.items()}
+    return {name: here(torch.ones(shape, dtype=dtype)) for name, shape in shapes.items()}
 
 
 def fails(op, given, *words, error=(RuntimeError, TypeError, ValueError)):
@@ -151,7 +154,7 @@ def test_whole_numbers_in_forms(op, dtype):
 @OP
 def test_dtypes_without_kernels(op, dtype):
     first = next(iter(OPS[op][1]))
-    given = {name: torch.zeros(shape, dtype=dtype) for name, shape in OPS[op][1].items()}
+    given = {name: here(torch.zeros(shape, dtype=dtype)) for name, shape in OPS[op][1].items()}
     fails(op, given, first, "expected", "float64")
 
 
@@ -171,11 +174,13 @@ def test_integer_matmul_is_torchs(dtype, shapes):
         torch.randint(info.min, info.max, shape, generator=generator, dtype=dtype)
         for shape in shapes
     )
+    expected = torch.matmul(a, b)  # on the CPU: torch has no such product for CUDA
+    a, b = here(a), here(b)
     got = mc.matmul(a, b)
     assert got.dtype == dtype
-    assert torch.equal(got, torch.matmul(a, b))
+    assert torch.equal(got.cpu(), expected)
     transposed = mc.matmul(a.mT.contiguous().mT if a.dim() > 1 else a, b)
-    assert torch.equal(transposed, torch.matmul(a, b))
+    assert torch.equal(transposed.cpu(), expected)
 
 
 # Layouts and kinds of tensors.
@@ -188,7 +193,7 @@ def sparse_csr(tensor):
 
 
 def mkldnn(tensor):
-    return tensor.float().to_mkldnn()
+    return tensor.float().cpu().to_mkldnn()
 
 
 def quantized(tensor):
@@ -235,7 +240,7 @@ def test_tensors_that_are_not_dense(op, name, make, word, wanted):
 def test_mixed_devices(op, name):
     given = arguments(op)
     given[name] = given[name].to("meta")
-    fails(op, given, name, "meta", "cpu")
+    fails(op, given, name, "meta", current_device().type)
 
 
 @pytest.mark.parametrize(
@@ -251,11 +256,11 @@ def test_what_is_no_tensor(op, name, thing):
 
 
 def test_too_many_dimensions():
-    a = torch.ones((1,) * 63 + (3,))
-    assert mc.matmul(a, torch.ones(3)).dim() == 63
+    a = here(torch.ones((1,) * 63 + (3,)))
+    assert mc.matmul(a, a.new_ones(3)).dim() == 63
     with pytest.raises(RuntimeError, match=r"matmul: .*64"):
         mc.matmul(
-            torch.ones((1,) * 62 + (4, 3)), torch.ones((1,) * 64 + (1,)).expand(*[1] * 63, 3, 1)
+            a.new_ones((1,) * 62 + (4, 3)), a.new_ones((1,) * 64 + (1,)).expand(*[1] * 63, 3, 1)
         )
 
 
@@ -265,7 +270,7 @@ def test_inside_transforms(op):
     function = OPS[op][0]
     bad = {**arguments(op)}
     first, second = list(bad)[:2]
-    bad[first] = torch.ones(*OPS[op][1][first][:-1], 7, dtype=torch.float64)
+    bad[first] = here(torch.ones(*OPS[op][1][first][:-1], 7, dtype=torch.float64))
     for transform in (torch.func.grad, torch.func.jacfwd, torch.vmap):
 
         def call(tensor):
@@ -283,13 +288,13 @@ def test_inside_transforms(op):
 
 def test_from_the_modules():
     with pytest.raises(RuntimeError, match=r"^linear: input has 4 entries .* 3 columns"):
-        mc.nn.Linear(3, 5)(torch.ones(2, 4))
+        here(mc.nn.Linear(3, 5))(here(torch.ones(2, 4)))
     with pytest.raises(RuntimeError, match=r"^linear: input is float64 and weight is float32"):
-        mc.nn.Linear(3, 5)(torch.ones(2, 3, dtype=torch.float64))
+        here(mc.nn.Linear(3, 5))(here(torch.ones(2, 3, dtype=torch.float64)))
     with pytest.raises(RuntimeError, match=r"^nn_bilinear: input2"):
-        mc.nn.Bilinear(3, 4, 5)(torch.ones(2, 3), torch.ones(2, 5))
+        here(mc.nn.Bilinear(3, 4, 5))(here(torch.ones(2, 3)), here(torch.ones(2, 5)))
     with pytest.raises(RuntimeError, match=r"^quadratic: x has 4 entries"):
-        mc.nn.Quadratic(3, 5)(torch.ones(2, 4))
+        here(mc.nn.Quadratic(3, 5))(here(torch.ones(2, 4)))
 
 
 def test_a_failed_call_leaves_the_next_one_right():

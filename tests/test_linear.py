@@ -8,8 +8,11 @@ from reference import (
     check_value,
     draw,
     gradients,
+    here,
     linear,
 )
+
+pytestmark = pytest.mark.usefixtures("on_each_device")
 
 SHAPES = (
     *(((b, k), (n, k), (n,)) for b, k, n in ((1, 1, 1), (5, 7, 3), (17, 65, 33), (64, 64, 64))),
@@ -89,10 +92,10 @@ def test_nan_and_infinity():
 
 def test_the_worked_example():
     """L = Σ z, z = x W + b: dL/dx = [[0, 0.5]], dL/dW = xᵀ dL/dz, dL/db = [[1, 1]]."""
-    x = torch.tensor([[1.0, 2.0]])
-    W, b = torch.tensor([[0.5, -0.5], [1.5, -1.0]]), torch.tensor([0.1, -0.1])
+    x = here(torch.tensor([[1.0, 2.0]]))
+    W, b = here(torch.tensor([[0.5, -0.5], [1.5, -1.0]])), here(torch.tensor([0.1, -0.1]))
     z = linear.ours(x, W.mT, b)
-    torch.testing.assert_close(z, torch.tensor([[3.6, -2.6]]))
+    torch.testing.assert_close(z, here(torch.tensor([[3.6, -2.6]])))
     dx, dW, db = gradients(linear.ours, (x, W.mT, b), torch.ones_like(z))
     assert dx.tolist() == [[0.0, 0.5]]
     assert dW.mT.tolist() == [[1.0, 1.0], [2.0, 2.0]]

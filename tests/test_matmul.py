@@ -11,8 +11,11 @@ from reference import (
     check_gradients,
     check_value,
     draw,
+    here,
     matmul,
 )
+
+pytestmark = pytest.mark.usefixtures("on_each_device")
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 SHAPES = (
@@ -97,7 +100,8 @@ def test_integers_wrap_as_in_torch(dtype):
     info = torch.iinfo(dtype)
     for shapes in (((3, 5), (5, 4)), ((5,), (5,)), ((2, 1, 3, 5), (4, 5, 2)), ((2, 0), (0, 3))):
         a, b = (torch.randint(info.min, info.max, s, dtype=dtype) for s in shapes)
-        assert torch.equal(matmul.ours(a, b), torch.matmul(a, b))
+        expected = torch.matmul(a, b)  # on the CPU: torch has no such product for CUDA
+        assert torch.equal(matmul.ours(here(a), here(b)).cpu(), expected)
 
 
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.bfloat16), ids=str)
@@ -126,7 +130,7 @@ def test_one_argument_twice():
 
 
 def test_the_output_is_fresh_even_for_one():
-    a, b = torch.ones(1, 1), torch.ones(1, 1)
+    a, b = here(torch.ones(1, 1)), here(torch.ones(1, 1))
     out = matmul.ours(a, b)
     assert_fresh(out, (a, b))
     out.zero_()
@@ -135,5 +139,5 @@ def test_the_output_is_fresh_even_for_one():
 
 def test_low_precision_is_rounded_once():
     """256 + 1 + ... + 1 in bfloat16: sums in bfloat16 would stay at 256."""
-    a = torch.cat([torch.tensor([256.0]), torch.ones(256)]).bfloat16()
-    assert matmul.ours(a, torch.ones(257, dtype=torch.bfloat16)).item() == 512
+    a = here(torch.cat([torch.tensor([256.0]), torch.ones(256)]).bfloat16())
+    assert matmul.ours(a, here(torch.ones(257, dtype=torch.bfloat16))).item() == 512

@@ -11,11 +11,14 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from reference import draw, here
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
 import matcalc_ext as mc
+
+pytestmark = pytest.mark.usefixtures("on_each_device")
 
 EPS_FACTOR = 64  # times the dtype's epsilon; the numbers here are of order one, the sums short
 
@@ -38,14 +41,15 @@ LOW_AND_HIGH = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 def make(kind, cls, bias=True, seed=0, **where):
     torch.manual_seed(seed)
-    return cls(*kind.sizes, bias=bias, **where)
+    return here(cls(*kind.sizes, bias=bias, **where))
 
 
 def inputs_of(kind, lead=(4,), dtype=torch.float64, seed=1):
     generator = torch.Generator().manual_seed(seed)
     shapes = [(*lead, size) for size in kind.inputs]
     return [
-        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes
+        here(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype))
+        for shape in shapes
     ]
 
 
@@ -63,7 +67,7 @@ def run(module, inputs):
     """Output, and the gradients of a sum weighted unevenly, in inputs and parameters."""
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     output = module(*leaves)
-    weights = torch.linspace(0.5, 1.5, output.numel(), dtype=torch.float64).to(output.dtype)
+    weights = here(torch.linspace(0.5, 1.5, output.numel(), dtype=torch.float64).to(output.dtype))
     module.zero_grad()
     (output * weights.view_as(output)).sum().backward()
     return output, [*(x.grad for x in leaves), *(p.grad for p in module.parameters())]
@@ -113,8 +117,8 @@ def test_moved_to_another_dtype(kind, dtype):
 
 
 def test_half_and_float_methods():
-    layer = mc.nn.Linear(7, 5).half()
-    x = torch.ones(3, 7, dtype=torch.float16)
+    layer = here(mc.nn.Linear(7, 5)).half()
+    x = here(torch.ones(3, 7, dtype=torch.float16))
     assert layer(x).dtype == torch.float16
     assert layer.float()(x.float()).dtype == torch.float32
 
@@ -160,8 +164,8 @@ def copies(module):
 @pytest.mark.parametrize("name", ["Linear", "Bilinear", "Quadratic"])
 def test_copies(name):
     sizes = {"Linear": (7, 5), "Bilinear": (7, 7, 5), "Quadratic": (7, 5)}[name]
-    layer = getattr(mc.nn, name)(*sizes)
-    inputs = [torch.randn(4, 7)] * (2 if name == "Bilinear" else 1)
+    layer = here(getattr(mc.nn, name)(*sizes))
+    inputs = [draw((4, 7), torch.float32)] * (2 if name == "Bilinear" else 1)
     for duplicate in copies(layer):
         assert type(duplicate) is type(layer)
         assert duplicate.weight is not layer.weight
@@ -212,9 +216,9 @@ def test_compiled(kind, bias):
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_compiled_quadratic(symmetric):
     torch._dynamo.reset()
-    layer = mc.nn.Quadratic(7, 5, symmetric=symmetric, dtype=torch.float64)
+    layer = here(mc.nn.Quadratic(7, 5, symmetric=symmetric, dtype=torch.float64))
     reference = EinsumForms(layer)
-    x = torch.randn(4, 7, dtype=torch.float64)
+    x = draw((4, 7))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
@@ -238,9 +242,9 @@ def test_parametrizations_of_linear(parametrization):
     pair = []
     for cls in (nn.Linear, mc.nn.Linear):
         torch.manual_seed(0)
-        pair.append(parametrization(cls(7, 7, dtype=torch.float64)).eval())
+        pair.append(here(parametrization(cls(7, 7, dtype=torch.float64)).eval()))
     theirs, ours = pair
-    x = torch.randn(4, 7, dtype=torch.float64)
+    x = draw((4, 7))
     (expected, expected_gradients), (got, got_gradients) = run(theirs, [x]), run(ours, [x])
     close(got, expected)
     for mine, other in zip(got_gradients, expected_gradients, strict=True):
@@ -249,23 +253,23 @@ def test_parametrizations_of_linear(parametrization):
 
 def test_pruning_and_frozen_weights():
     torch.manual_seed(0)
-    layer = mc.nn.Linear(7, 5)
+    layer = here(mc.nn.Linear(7, 5))
     prune.l1_unstructured(layer, "weight", amount=0.5)
-    x = torch.randn(4, 7)
+    x = draw((4, 7), torch.float32)
     close(layer(x), F.linear(x.double(), layer.weight.double(), layer.bias.double()))
     assert (layer.weight == 0).sum() >= 17
-    frozen = mc.nn.Linear(7, 5).requires_grad_(False)
+    frozen = here(mc.nn.Linear(7, 5)).requires_grad_(False)
     frozen.bias.requires_grad_(True)
     frozen(x).sum().backward()
     assert frozen.weight.grad is None
-    assert torch.equal(frozen.bias.grad, torch.full((5,), 4.0))
+    assert frozen.bias.grad.tolist() == [4.0] * 5
 
 
 def test_ensemble_by_functional_call_and_vmap():
     torch.manual_seed(0)
-    members = [mc.nn.Linear(7, 5, dtype=torch.float64) for _ in range(3)]
+    members = [here(mc.nn.Linear(7, 5, dtype=torch.float64)) for _ in range(3)]
     params, buffers = torch.func.stack_module_state(members)
-    x = torch.randn(4, 7, dtype=torch.float64)
+    x = draw((4, 7))
 
     def call(p, b):
         return torch.func.functional_call(members[0], (p, b), (x,))
@@ -279,11 +283,11 @@ def test_training_takes_the_steps_of_torch():
     def model(module):
         torch.manual_seed(0)
         layers = [module.Linear(6, 8), nn.Tanh(), module.Linear(8, 4)]
-        return nn.Sequential(*layers).double(), module.Bilinear(4, 4, 2).double()
+        return here(nn.Sequential(*layers).double()), here(module.Bilinear(4, 4, 2).double())
 
     torch.manual_seed(1)
-    x, y = torch.randn(2, 32, 6, dtype=torch.float64).unbind()
-    target = torch.randn(32, 2, dtype=torch.float64)
+    x, y = draw((2, 32, 6)).unbind()
+    target = draw((32, 2))
     curves = []
     for module in (nn, mc.nn):
         body, head = model(module)
@@ -320,8 +324,8 @@ class EinsumForms(nn.Module):
 @pytest.mark.parametrize("out", [1, 5])
 def test_quadratic_values_and_gradients(bias, symmetric, lead, out):
     torch.manual_seed(0)
-    layer = mc.nn.Quadratic(7, out, bias=bias, symmetric=symmetric, dtype=torch.float64)
-    x = torch.randn(*lead, 7, dtype=torch.float64)
+    layer = here(mc.nn.Quadratic(7, out, bias=bias, symmetric=symmetric, dtype=torch.float64))
+    x = draw((*lead, 7))
     # The weight starts symmetric where it is read as symmetric, so einsum reads the same matrix.
     agree(layer, EinsumForms(layer), [x])
 
@@ -330,8 +334,8 @@ def test_quadratic_values_and_gradients(bias, symmetric, lead, out):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_quadratic_in_other_dtypes(symmetric, dtype):
     torch.manual_seed(0)
-    layer = mc.nn.Quadratic(7, 5, symmetric=symmetric).to(dtype)
-    agree(layer, EinsumForms(layer), [torch.randn(4, 7).to(dtype)])
+    layer = here(mc.nn.Quadratic(7, 5, symmetric=symmetric).to(dtype))
+    agree(layer, EinsumForms(layer), [draw((4, 7), dtype)])
 
 
 def test_quadratic_starts_as_documented():
@@ -345,8 +349,8 @@ def test_quadratic_starts_as_documented():
     assert torch.equal(symmetric.weight, symmetric.weight.mT)
     assert torch.equal(symmetric.weight, (general.weight + general.weight.mT) / 2)
     assert torch.equal(symmetric.bias, general.bias)
-    x = torch.randn(4096, n)
-    assert 0.2 < general(x).var() < 0.5  # 1/3, as of nn.Linear
+    x = draw((4096, n), torch.float32)
+    assert 0.2 < here(general)(x).var() < 0.5  # 1/3, as of nn.Linear
     again = copy.deepcopy(general)
     torch.manual_seed(0)
     again.reset_parameters()
@@ -354,22 +358,22 @@ def test_quadratic_starts_as_documented():
 
 
 def test_symmetric_quadratic_reads_the_lower_triangle_and_keeps_its_gradient_symmetric():
-    layer = mc.nn.Quadratic(7, 5, symmetric=True, dtype=torch.float64)
-    x = torch.randn(4, 7, dtype=torch.float64)
+    layer = here(mc.nn.Quadratic(7, 5, symmetric=True, dtype=torch.float64))
+    x = draw((4, 7))
     before = layer(x)
     before.square().sum().backward()
     close(layer.weight.grad, layer.weight.grad.mT)
     with torch.no_grad():
-        layer.weight[:, torch.ones(7, 7).triu(1).bool()] = torch.nan
+        layer.weight[:, here(torch.ones(7, 7)).triu(1).bool()] = torch.nan
     assert torch.equal(layer(x), before)
 
 
 def test_quadratic_learns_with_sgd_as_einsum_does():
     torch.manual_seed(0)
-    layer = mc.nn.Quadratic(6, 3, symmetric=True, dtype=torch.float64)
+    layer = here(mc.nn.Quadratic(6, 3, symmetric=True, dtype=torch.float64))
     reference = EinsumForms(layer)
-    x = torch.randn(64, 6, dtype=torch.float64)
-    target = torch.randn(64, 3, dtype=torch.float64)
+    x = draw((64, 6))
+    target = draw((64, 3))
     curves = []
     for model in (layer, reference):
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
@@ -388,8 +392,8 @@ def test_quadratic_learns_with_sgd_as_einsum_does():
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_quadratic_second_derivative(symmetric):
-    layer = mc.nn.Quadratic(4, 2, symmetric=symmetric, dtype=torch.float64)
-    x = torch.randn(4, dtype=torch.float64)
+    layer = here(mc.nn.Quadratic(4, 2, symmetric=symmetric, dtype=torch.float64))
+    x = draw((4,))
     weight = layer.weight.detach()
     close(torch.func.hessian(layer)(x).detach(), weight + weight.mT)
 
@@ -399,7 +403,7 @@ def test_quadratic_text_and_bad_sizes():
         "Quadratic(in_features=7, out_features=5, bias=False, symmetric=True)"
     )
     assert mc.nn.Quadratic(7).out_features == 1
-    assert mc.nn.Quadratic(7)(torch.ones(3, 7)).shape == (3, 1)
+    assert here(mc.nn.Quadratic(7))(here(torch.ones(3, 7))).shape == (3, 1)
     assert list(mc.nn.Quadratic(7, bias=False).state_dict()) == ["weight"]
     for size in (0, -1):
         with pytest.raises(
@@ -412,7 +416,7 @@ def test_functional_is_that_of_torch():
     generator = torch.Generator().manual_seed(0)
 
     def rand(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
+        return here(torch.randn(shape, generator=generator, dtype=torch.float64))
 
     x, y, weight, forms = rand(2, 3, 7), rand(2, 3, 6), rand(5, 7), rand(5, 7, 6)
     bias = rand(5)

@@ -10,6 +10,8 @@ from reference import (
     nn_bilinear,
 )
 
+pytestmark = pytest.mark.usefixtures("on_each_device")
+
 SHAPES = (
     ((1, 1), (1, 1), (1, 1, 1), (1,)),
     ((5, 7), (5, 3), (4, 7, 3), (4,)),

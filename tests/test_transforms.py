@@ -10,11 +10,13 @@ import sys
 
 import pytest
 import torch
-from reference import BY_NAME, DOUBLE, OPS, arguments, draw
+from reference import BY_NAME, DOUBLE, OPS, arguments, draw, here
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils._pytree import tree_leaves
 
 import matcalc_ext
+
+pytestmark = pytest.mark.usefixtures("on_each_device")
 
 ops = torch.ops.matcalc_ext
 CASES = [
@@ -285,11 +287,11 @@ def test_batched_gradients_are_differentiable(op):
 
     def third(function):
         out = function(*args) ** 2
-        units = torch.eye(out.numel(), dtype=out.dtype).reshape(-1, *out.shape)
+        units = here(torch.eye(out.numel(), dtype=out.dtype)).reshape(-1, *out.shape)
         jacobian = torch.autograd.grad(out, args, units, is_grads_batched=True, create_graph=True)
         total = sum((row**3).sum() for row in jacobian)
         first = torch.autograd.grad(total, args, create_graph=True)
-        scales = torch.tensor([1.0, 2.0], dtype=out.dtype)
+        scales = here(torch.tensor([1.0, 2.0], dtype=out.dtype))
         second = torch.autograd.grad(
             sum((t**2).sum() for t in first),
             args,
@@ -305,7 +307,7 @@ def test_batched_gradients_are_differentiable(op):
 
 def test_functional_call_of_an_ensemble():
     """One model per sample of parameters: the batch is in the weights."""
-    models = [torch.nn.Bilinear(3, 4, 5, dtype=torch.float64) for _ in range(6)]
+    models = [here(torch.nn.Bilinear(3, 4, 5, dtype=torch.float64)) for _ in range(6)]
     stacked = [torch.stack([getattr(m, n).detach() for m in models]) for n in ("weight", "bias")]
     x1, x2 = draw((7, 3)), draw((7, 4))
     got = vmap(matcalc_ext.nn_bilinear, (None, None, 0, 0))(x1, x2, *stacked)
