@@ -410,6 +410,26 @@ def test_every_nan_survives_tf32(emulated):  # noqa: F811
             assert got.isnan().sum() == 64
 
 
+@pytest.mark.parametrize(
+    "layout", (torch.clone, transposed, offset), ids=["rows", "columns", "odd"]
+)
+def test_tf32_is_rounded_to_the_nearest(emulated, layout):  # noqa: F811
+    """To 11 bits, ties away from zero: what is left to the tensor core is cut off."""
+    emulated.set_tf32(True)
+    steps = torch.tensor([0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75], dtype=torch.float64)
+    a = (1 + steps * 2.0**-10).repeat(64, 8).float()  # (64, 64)
+    rounded = (1 + torch.tensor([0, 0, 1, 1, 1, 1, 2, 2]).double() * 2.0**-10).repeat(64, 8)
+    sign = torch.ones(64, 1)
+    sign[::3] = -1
+    for one, two, expected in (
+        (a * sign, torch.eye(64), rounded * sign),
+        (torch.eye(64), a * sign, rounded * sign),
+    ):
+        got = emulated.ops.matmul(layout(one), layout(two))
+        assert kernels(emulated)[0].startswith("mma_tf32")
+        assert torch.equal(got.double(), expected)
+
+
 def test_large_numbers_of_float16_in_tf32(emulated):  # noqa: F811
     """A times S passes float16's range and comes back."""
     x1, x2 = torch.full((66, 33), 300.0).half(), torch.full((66, 36), 400.0).half()

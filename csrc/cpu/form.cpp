@@ -34,9 +34,6 @@ constexpr int64_t kPieceRows = 16;
 constexpr int64_t kPieceCols = 128;
 constexpr int64_t kPackBytes = kPieceRows * kPieceCols * 16;
 static_assert(kFormTile * kFormTile <= kPieceRows * kPieceCols);
-// A gradient of A of so many bytes is written past the caches: it would not stay there, and a line
-// that is written in part has to be read first.
-constexpr int64_t kStreamBytes = 32 << 20;
 // Partial sums of A^T y are a vector for each row block: at most so many numbers in all. Where that
 // leaves fewer row blocks, the columns are so many that their blocks are enough.
 constexpr int64_t kMaxParts = 1 << 20;
@@ -374,8 +371,7 @@ void Evaluation::outer(const Item& at, const Vectors& v, int64_t index) const {
   const int64_t last = op_.rows * (index + 1) / outer_blocks_;
   const char* y = by_columns_ ? v.x : v.y;
   const char* x = by_columns_ ? v.y : v.x;
-  const bool stream = op_.rows * op_.cols * op_.batch.numel() * k_.item_bytes >= kStreamBytes;
-  k_.outer(y + first * k_.acc_bytes, x, last - first, op_.cols, at.g, stream,
+  k_.outer(y + first * k_.acc_bytes, x, last - first, op_.cols, at.g,
            at.da + first * op_.cols * k_.item_bytes);
 }
 

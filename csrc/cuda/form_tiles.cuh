@@ -517,7 +517,7 @@ __device__ __forceinline__ Acc add_slice(Acc sum, const Acc* parts, int64_t step
 }
 
 template <class T>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, 4)
     form_finish(const __grid_constant__ Walk walk, const __grid_constant__ TilePlan plan,
                 FinishPlan dy, FinishPlan dx, FinishPlan alpha, int64_t first_item) {
   using Acc = Accumulator<T>;

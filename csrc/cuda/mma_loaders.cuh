@@ -84,7 +84,6 @@ class PlainLoader {
     const int64_t step = kMajor == Major::kDepth ? w_step : k_step;
     source_ = tile + line_ * step + chunk_ * Map::kPerChunk;
     line_step_ = kStride * step;
-    tile_step_ = Map::kDepth * k_step;
   }
 
   // Starts the copy of the next tile, of which `depth` is inside the operand. Nothing outside is
@@ -100,7 +99,7 @@ class PlainLoader {
       copy_async(tile + Map::chunk(line, chunk_) * kChunkBytes, source_ + pass * line_step_,
                  line < lines ? bytes : 0);
     }
-    source_ += tile_step_;
+    source_ += kMajor == Major::kDepth ? Map::kDepth : kPasses * line_step_;
   }
 
  private:
@@ -108,7 +107,7 @@ class PlainLoader {
   static constexpr int kStride = Lanes::kLines, kPasses = Lanes::kPasses;
 
   const T* source_;  // this thread's chunk of its first line in the next tile
-  int64_t line_step_, tile_step_;
+  int64_t line_step_;
   int chunk_, line_, width_;
 };
 

@@ -61,8 +61,7 @@ struct FormKernelSet {
   void (*outer)(const void* y,  // Acc [rows]
                 const void* x,  // Acc [cols]
                 int64_t rows, int64_t cols, const void* g,
-                bool stream,  // past the caches: `to` is too large for them
-                void* to);    // T [rows, cols], contiguous
+                void* to);  // T [rows, cols], contiguous
 
   // to[i * stride] = scale * g * sum[i], rounded once; g is a T, or nullptr for 1.
   void (*finish)(const void* sum,  // Acc [n]

@@ -8,8 +8,6 @@
 //   Vec<T>::load(p)                   kWidth elements at p, of any alignment
 //   Vec<T>::load(p, n)                the first n <= kWidth, then zeros; reads nothing past them
 //   v.store(p), v.store(p, n)         the same way
-//   v.stream(p)                       past the caches, where they are not kept from it; p aligned
-//                                     to the bytes written. finish_streams() ends a series of them
 //   v.first(n)                        v with every lane from the n-th on set to zero
 //   a + b, a - b, a * b, fma(a, b, c) = a * b + c, reduce_add(v)
 //

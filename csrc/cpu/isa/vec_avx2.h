@@ -10,8 +10,6 @@ namespace {
 
 constexpr int kVectorRegisters = 16;
 
-inline void finish_streams() { _mm_sfence(); }
-
 // The first n lanes set, for the masked loads and stores, which touch no memory of the others.
 inline __m256i first_lanes32(int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),
@@ -105,7 +103,6 @@ struct Vec<float> {
   }
   inline void store(float* p) const { _mm256_storeu_ps(p, v); }
   inline void store(float* p, int64_t n) const { _mm256_maskstore_ps(p, first_lanes32(n), v); }
-  inline void stream(float* p) const { _mm256_stream_ps(p, v); }
   template <class T>
   inline void store(T* p) const {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow8(v, p));
@@ -113,10 +110,6 @@ struct Vec<float> {
   template <class T>
   inline void store(T* p, int64_t n) const {
     store_first16(narrow8(v, p), p, n);
-  }
-  template <class T>
-  inline void stream(T* p) const {
-    _mm_stream_si128(reinterpret_cast<__m128i*>(p), narrow8(v, p));
   }
 };
 
@@ -136,7 +129,6 @@ struct Vec<double> {
   }
   inline void store(double* p) const { _mm256_storeu_pd(p, v); }
   inline void store(double* p, int64_t n) const { _mm256_maskstore_pd(p, first_lanes64(n), v); }
-  inline void stream(double* p) const { _mm256_stream_pd(p, v); }
 };
 
 inline Vec<float> operator+(Vec<float> a, Vec<float> b) { return {_mm256_add_ps(a.v, b.v)}; }

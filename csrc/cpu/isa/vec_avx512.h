@@ -10,8 +10,6 @@ namespace {
 
 constexpr int kVectorRegisters = 32;
 
-inline void finish_streams() { _mm_sfence(); }
-
 // The first n lanes set, n <= 16. Masked loads and stores touch no memory of the other lanes.
 inline __mmask16 first_lanes16(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
 inline __mmask8 first_lanes8(int64_t n) { return static_cast<__mmask8>((1u << n) - 1); }
@@ -62,7 +60,6 @@ struct Vec<float> {
   inline Vec first(int64_t n) const { return {_mm512_maskz_mov_ps(first_lanes16(n), v)}; }
   inline void store(float* p) const { _mm512_storeu_ps(p, v); }
   inline void store(float* p, int64_t n) const { _mm512_mask_storeu_ps(p, first_lanes16(n), v); }
-  inline void stream(float* p) const { _mm512_stream_ps(p, v); }
   template <class T>
   inline void store(T* p) const {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow16(v, p));
@@ -70,10 +67,6 @@ struct Vec<float> {
   template <class T>
   inline void store(T* p, int64_t n) const {
     _mm256_mask_storeu_epi16(p, first_lanes16(n), narrow16(v, p));
-  }
-  template <class T>
-  inline void stream(T* p) const {
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow16(v, p));
   }
 };
 
@@ -91,7 +84,6 @@ struct Vec<double> {
   inline Vec first(int64_t n) const { return {_mm512_maskz_mov_pd(first_lanes8(n), v)}; }
   inline void store(double* p) const { _mm512_storeu_pd(p, v); }
   inline void store(double* p, int64_t n) const { _mm512_mask_storeu_pd(p, first_lanes8(n), v); }
-  inline void stream(double* p) const { _mm512_stream_pd(p, v); }
 };
 
 inline Vec<float> operator+(Vec<float> a, Vec<float> b) { return {_mm512_add_ps(a.v, b.v)}; }

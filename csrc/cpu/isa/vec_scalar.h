@@ -12,8 +12,6 @@ constexpr int kVectorRegisters = 32;
 constexpr int kVectorRegisters = 16;
 #endif
 
-inline void finish_streams() {}
-
 // The raw register of Vec<T>.
 typedef float Float4 __attribute__((vector_size(16)));
 typedef double Double2 __attribute__((vector_size(16)));
@@ -61,10 +59,6 @@ struct Vec<float> {
       if (i < n) narrow(v[i], p[i]);
     }
   }
-  template <class T>  // nothing goes past the caches here
-  inline void stream(T* p) const {
-    store(p);
-  }
 };
 
 template <>
@@ -96,7 +90,6 @@ struct Vec<double> {
     if (n > 0) p[0] = v[0];
     if (n > 1) p[1] = v[1];
   }
-  inline void stream(double* p) const { store(p); }
 };
 
 inline Vec<float> operator+(Vec<float> a, Vec<float> b) { return {a.v + b.v}; }
