@@ -66,27 +66,48 @@ def overhead_cases() -> Iterator[Case]:
 
 
 def matmul_cases() -> Iterator[Case]:
-    for dtype in (torch.float32, torch.float64):
-        for n in (64, 128, 256, 512, 1024):
-            a, b, g = leaf(n, n, dtype=dtype), leaf(n, n, dtype=dtype), torch.randn(n, n).to(dtype)
+    for dtype, sizes in (
+        (torch.float32, (64, 128, 256, 512, 1024)),
+        (torch.float64, (64, 128, 256, 512, 1024)),
+        (torch.bfloat16, (256, 1024)),
+        (torch.float16, (256, 1024)),
+        (torch.complex64, (256, 1024)),
+    ):
+        for n in sizes:
+            a, b = leaf(n, n, dtype=dtype), leaf(n, n, dtype=dtype)
+            g = leaf(n, n, dtype=dtype).detach()
             # Where an operator rounds differently, results of size sqrt(n) differ by some eps.
-            tolerance = 64 * torch.finfo(dtype).eps * n
-            for kind, ours, peer in (
-                ("forward", lambda a=a, b=b: mx.matmul(a.data, b.data), None),
-                ("forward + backward", forward_backward(mx.matmul, (a, b), g), torch.matmul),
+            low = dtype.itemsize == 2
+            tolerance = 64 * torch.finfo(dtype).eps * (n**0.5 if low else n)
+            for kind, ours, theirs in (
+                (
+                    "forward",
+                    lambda a=a, b=b: mx.matmul(a.data, b.data),
+                    lambda a=a, b=b: torch.matmul(a.data, b.data),
+                ),
+                (
+                    "forward + backward",
+                    forward_backward(mx.matmul, (a, b), g),
+                    forward_backward(torch.matmul, (a, b), g),
+                ),
             ):
-                torch_step = (
-                    (lambda a=a, b=b: torch.matmul(a.data, b.data))
-                    if peer is None
-                    else forward_backward(peer, (a, b), g)
-                )
                 yield Case(
                     f"matmul {str(dtype)[6:]}, {kind}",
                     f"n = {n}",
                     ours,
-                    {"torch.matmul": torch_step},
+                    {"torch.matmul": theirs},
                     tolerance,
                 )
+
+
+def vector_cases() -> Iterator[Case]:
+    for n in (256, 1024, 4096):
+        A, x = leaf(n, n).detach(), leaf(n).detach()
+        for name, ours, theirs in (
+            ("A x", lambda A=A, x=x: mx.matmul(A, x), lambda A=A, x=x: A @ x),
+            ("x A", lambda A=A, x=x: mx.matmul(x, A), lambda A=A, x=x: x @ A),
+        ):
+            yield Case("matrix times vector", f"{name}, n = {n}", ours, {"torch": theirs}, 1e-3 * n)
 
 
 def form_cases() -> Iterator[Case]:
@@ -128,6 +149,64 @@ def form_cases() -> Iterator[Case]:
         )
 
 
+def shared_cases() -> Iterator[Case]:
+    """One matrix for a whole batch; and one that is symmetric."""
+    for n in (1024, 4096):
+        x, A, one = leaf(n), leaf(n, n), torch.ones(())
+        S = (A.detach() + A.detach().mT).contiguous()
+        yield Case(
+            "quadratic, symmetric, gradient of the vector",
+            f"n = {n}",
+            forward_backward(lambda x, S=S: mx.quadratic(x, S, symmetric=True), (x,), one),
+            {"x @ (S @ x)": forward_backward(lambda x, S=S: x @ (S @ x), (x,), one)},
+            1e-3 * n,
+        )
+    for batch, n in ((1024, 128), (1024, 1024)):
+        y, A, x, g = leaf(batch, n), leaf(n, n), leaf(batch, n), torch.randn(batch)
+        yield Case(
+            "quadratic, a matrix for all items, forward + backward",
+            f"{batch} of {n}",
+            forward_backward(mx.quadratic, (x, A), g),
+            {
+                "(x @ A * x).sum": forward_backward(lambda x, A: ((x @ A) * x).sum(-1), (x, A), g),
+                "einsum": forward_backward(
+                    lambda x, A: torch.einsum("bi,ij,bj->b", x, A, x), (x, A), g
+                ),
+            },
+            1e-3 * n,
+        )
+        yield Case(
+            "bilinear, a matrix for all items, forward + backward",
+            f"{batch} of {n}",
+            forward_backward(mx.bilinear, (y, A, x), g),
+            {
+                "(y @ A * x).sum": forward_backward(
+                    lambda y, A, x: ((y @ A) * x).sum(-1), (y, A, x), g
+                ),
+                "einsum": forward_backward(
+                    lambda y, A, x: torch.einsum("bi,ij,bj->b", y, A, x), (y, A, x), g
+                ),
+            },
+            1e-3 * n,
+        )
+    batch, length, width = 16, 64, 256
+    y, A, x = leaf(batch, length, 1, width), leaf(width, width), leaf(batch, 1, length, width)
+    g = torch.randn(batch, length, length)
+    yield Case(
+        "biaffine: all pairs of two sequences, forward + backward",
+        f"{batch} of {length} x {length}, width {width}",
+        forward_backward(mx.bilinear, (y, A, x), g),
+        {
+            "einsum": forward_backward(
+                lambda y, A, x: torch.einsum("bsi,ij,btj->bst", y.squeeze(2), A, x.squeeze(1)),
+                (y, A, x),
+                g,
+            )
+        },
+        1e-2 * width,
+    )
+
+
 def nn_bilinear_cases() -> Iterator[Case]:
     for batch, in1, in2, out in ((32, 64, 64, 64), (128, 128, 128, 128), (256, 256, 256, 64)):
         x1, x2 = leaf(batch, in1), leaf(batch, in2)
@@ -154,7 +233,14 @@ def nn_bilinear_cases() -> Iterator[Case]:
         )
 
 
-GROUPS = (overhead_cases, matmul_cases, form_cases, nn_bilinear_cases)
+GROUPS = (
+    overhead_cases,
+    matmul_cases,
+    vector_cases,
+    form_cases,
+    shared_cases,
+    nn_bilinear_cases,
+)
 
 
 def check(case: Case) -> None:

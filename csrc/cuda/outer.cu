@@ -46,20 +46,20 @@ struct OuterPlan {
   int64_t blocks;  // chunks x groups of lines
 };
 
-// Packs that a thread writes: 16 numbers, 4 of complex128, in as many registers beside another 16
-// of the factor that is multiplied in.
+// Packs that a thread writes: their numbers, widened, take 16 registers, and those of the factor
+// that is multiplied in another 16.
 template <class T>
 inline constexpr int kAcross = sizeof(T) == 2 ? 2 : 4;
 
 // A thread's place in a line: packs at col + u step.
-struct Place4 {
+struct LinePlace {
   int64_t item, row, stretch;
   int64_t col, step;
 };
 
 template <class Acc, int kPack, int kCount>
 __device__ __forceinline__ void load_factor(const Outer& outer, const Factor& factor,
-                                            const Place4& place, Acc (&values)[kCount][kPack]) {
+                                            const LinePlace& place, Acc (&values)[kCount][kPack]) {
   with_storage<Acc>(factor.dtype, [&](auto* type) {
     using T = StorageOf<decltype(type)>;
     const T* data = static_cast<const T*>(factor.data) + factor.batch.at(place.item) +
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kLevel2Threads, 4)
     const int64_t group = block / plan.chunks;
     const int64_t line = group * lines_per_block + down;
     if (line >= plan.lines) continue;
-    Place4 place{line, 0, 0, 0, static_cast<int64_t>(plan.across) * kPack};
+    LinePlace place{line, 0, 0, 0, static_cast<int64_t>(plan.across) * kPack};
     if (outer.stretches > 1) {
       place.item = line / outer.stretches;
       place.stretch = line - place.item * outer.stretches;
