@@ -293,6 +293,14 @@ def test_the_last_block_is_not_full(emulated):  # noqa: F811
             check_quadratic(emulated.ops, x, lower_only(A), g, symmetric=True)
 
 
+@EACH_DTYPE
+def test_items_that_begin_anywhere(emulated, dtype):  # noqa: F811
+    """The first matrix and every row are aligned to 16 bytes; the next matrix is not."""
+    y, A, x, g = operands(dtype, 2, 40, 48)
+    apart = A.new_empty(2, 40 * 48 + 1).as_strided(A.shape, (40 * 48 + 1, 48, 1)).copy_(A)
+    check_bilinear(emulated.ops, y, apart, x, g)
+
+
 # --------------------------------------------------------------------------------------------
 # Same bits
 
@@ -360,6 +368,16 @@ def test_special_numbers_in_a_quadratic_form(emulated, dtype, symmetric, special
             value = emulated.ops.quadratic(z.to(dtype), stored, symmetric=symmetric)
             assert kinds(value) == kinds(alpha) == kinds(z @ (full @ z)), (n, where, in_vector)
             assert torch.equal(kinds(p), kinds(full @ z + full.mT @ z)), (n, where, in_vector)
+
+
+def test_infinity_where_a_tile_has_no_more_of_a_row(emulated):  # noqa: F811
+    """Tiles of 48 x 512: some cross the diagonal in a part of their rows, or of their columns."""
+    A, x = torch.rand(2500, 2500) + 0.5, torch.rand(2500) + 0.5
+    x[500] = torch.inf
+    for layout in (by_rows, by_columns):
+        alpha = emulated.ops.quadratic(x, layout(lower_only(A)), symmetric=True)
+        assert emulated.launches()[0] == ("form_tiles", 53 * 5, 256)
+        assert alpha == torch.inf
 
 
 @pytest.mark.parametrize("special", (torch.inf, -torch.inf, torch.nan))

@@ -73,9 +73,8 @@ __global__ void __launch_bounds__(kSmallThreads)
         }
       }
       if (products) {
-        const int across = lanes / kRows;
         const Acc sum = sum_of_rows(parts, lanes);
-        const Acc mine = shuffle_from(sum, ((lane - first) * across) & (lanes - 1), lanes);
+        const Acc mine = shuffle_from(sum, lane % kRows * (lanes / kRows), lanes);
         if (lane >= first && lane < first + kRows) p = mine;
       }
     }

@@ -55,7 +55,7 @@ struct TileShared {
 // ---------------------------------------------------------------------------------------------
 // da = g y x^T
 
-// The rows from `first` to `last` and the columns from `col` on of one item of da, by `threads`
+// Rows and columns of one item of da, from the first up to the last, by a group of `threads`
 // threads of which `width` stand side by side.
 template <class T, bool kVector>
 __device__ __forceinline__ void outer_rows(const Outer& outer, int64_t item, int64_t first,
@@ -65,7 +65,6 @@ __device__ __forceinline__ void outer_rows(const Outer& outer, int64_t item, int
   using Run = Piece<T, kVector>;
   const int downs = threads / width;
   const int down = thread / width, across = thread - down * width;
-  if (down >= downs) return;
   const int step = kVector ? 1 : width;
   const Factor<T> factor(outer.g, offset_at(outer.g.batch, item));
   const int64_t item_y = offset_at(outer.y.batch, item), item_x = offset_at(outer.x.batch, item);
@@ -95,7 +94,7 @@ __device__ __forceinline__ void outer_rows(const Outer& outer, int64_t item, int
 template <class T>
 [[gnu::noinline]] __device__ void outer_item(const Outer& outer, int64_t item, int vector,
                                              int thread, int threads) {
-  // As many threads side by side as have something to do.
+  // As many threads side by side as have something to do, a power of two below the others.
   int width = threads;
   while (width > 8 && width / 2 * vector >= outer.cols) width /= 2;
   if constexpr (sizeof(T) < 16) {
@@ -516,6 +515,7 @@ __device__ __forceinline__ Acc add_slice(Acc sum, const Acc* parts, int64_t step
   return sum;
 }
 
+// Four blocks leave 64 registers to a thread, enough for eight sums of 16 bytes on their way.
 template <class T>
 __global__ void __launch_bounds__(kTileThreads, 4)
     form_finish(const __grid_constant__ Walk walk, const __grid_constant__ TilePlan plan,

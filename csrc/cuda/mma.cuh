@@ -138,14 +138,11 @@ struct WarpSums {
   using Sum = typename MmaTypes<T>::Sum;
   static constexpr int kRows = Shape::kWarpM / 16, kCols = Shape::kWarpN / 8;
 
-  Sum sums[kRows][kCols][4];
-  int row, col;  // of the warp in the block's tile
+  Sum sums[kRows][kCols][4] = {};
 
-  __device__ WarpSums() : sums{} {
-    const int warp = static_cast<int>(threadIdx.x) / 32;
-    row = warp / Shape::kWarpsN * Shape::kWarpM;
-    col = warp % Shape::kWarpsN * Shape::kWarpN;
-  }
+  // Where in the block's tile.
+  static __device__ int row(int thread) { return thread / 32 / Shape::kWarpsN * Shape::kWarpM; }
+  static __device__ int col(int thread) { return thread / 32 % Shape::kWarpsN * Shape::kWarpN; }
 
   template <class Step>
   __device__ void multiply(const Step& fragments) {
@@ -241,18 +238,22 @@ __device__ inline void turn(const Sum (&sums)[kCols][4], Sum* buffer, int lane) 
   }
 }
 
-// Stores a warp's sums, whose first is at m, n of C.
-template <class T, class Shape, class Sums>
-__device__ inline void store_sums(const MmaProblem& problem, int64_t item, int split,
-                                  const Sums& warp, int64_t m, int64_t n,
-                                  TurnBuffer<typename Sums::Sum, Shape::kWarpN>& buffer) {
+// Stores a warp's sums; m, n is the first of the block's tile.
+template <class T, class Shape>
+__device__ inline void store_sums(const MmaProblem& problem, int64_t item, uint32_t split,
+                                  const WarpSums<T, Shape>& warp, int64_t m, int64_t n,
+                                  TurnBuffer<typename MmaTypes<T>::Sum, Shape::kWarpN>* buffers) {
+  using Sums = WarpSums<T, Shape>;
   using Sum = typename Sums::Sum;
   using Buffer = TurnBuffer<Sum, Shape::kWarpN>;
   constexpr int kQuad = MmaTypes<T>::kQuad;
   constexpr int kLanes = Shape::kWarpN / kQuad;  // that store one row
   const Gemm& gemm = problem.gemm;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int thread = read_thread_index(), lane = thread % 32;
   const int first_row = lane / kLanes, col = lane % kLanes * kQuad;
+  Buffer& buffer = buffers[thread / 32];
+  m += Sums::row(thread);
+  n += Sums::col(thread);
   const Sum scale = static_cast<Sum>(gemm.scale);
   const int64_t base = gemm.batch_c.at(item) + split * problem.split_c;
 
@@ -340,43 +341,47 @@ struct MmaGeneralShared {
 };
 
 // The tile of C, and the part of the depth, of a block.
-struct MmaBlock {
-  int64_t item, m, n;
-  int split;
-  int64_t k0, k1;
-};
-
 template <class Shape>
-__device__ inline MmaBlock block_of(const MmaProblem& problem) {
-  const uint32_t tiles = problem.tiles_m * problem.tiles_n;
-  const uint32_t part = blockIdx.x / tiles, splits = static_cast<uint32_t>(problem.splits);
-  const TileOfC tile = tile_in_order(blockIdx.x - part * tiles, problem.tiles_m, problem.tiles_n);
-  MmaBlock block;
-  block.item = part / splits;
-  block.split = static_cast<int>(part % splits);
-  block.m = static_cast<int64_t>(tile.m) * Shape::kTileM;
-  block.n = static_cast<int64_t>(tile.n) * Shape::kTileN;
-  block.k0 = block.split * problem.split_depth;
-  block.k1 = block.k0 + problem.split_depth;
-  if (block.k1 > problem.gemm.k) block.k1 = problem.gemm.k;
-  return block;
-}
+struct MmaBlock {
+  uint32_t item, split;
+  TileOfC tile;
+
+  __device__ explicit MmaBlock(const MmaProblem& problem) {
+    const uint32_t tiles = problem.tiles_m * problem.tiles_n;
+    const uint32_t index = read_block_index(), part = index / tiles;
+    const uint32_t splits = static_cast<uint32_t>(problem.splits);
+    tile = tile_in_order(index - part * tiles, problem.tiles_m, problem.tiles_n);
+    item = part / splits;
+    split = part - item * splits;
+  }
+  __device__ int64_t m() const { return static_cast<int64_t>(tile.m) * Shape::kTileM; }
+  __device__ int64_t n() const { return static_cast<int64_t>(tile.n) * Shape::kTileN; }
+  __device__ int64_t k0(const MmaProblem& problem) const { return split * problem.split_depth; }
+  __device__ int64_t k1(const MmaProblem& problem) const {
+    const int64_t end = k0(problem) + problem.split_depth;
+    return end < problem.gemm.k ? end : problem.gemm.k;
+  }
+};
 
 // Up to kStages tiles are in shared memory or on their way. A warp loads the fragments of the next
 // step before it multiplies those of this one, over the border between two tiles too: when the last
 // step of a tile is in registers, its stage is free.
 template <class T, class Shape, Major kMajorA, Major kMajorB>
-__device__ inline void multiply_plain(const MmaProblem& problem, const MmaBlock& block,
+__device__ inline void multiply_plain(const MmaProblem& problem,
                                       MmaRing<T, Shape, kMajorA, kMajorB>& ring,
                                       WarpSums<T, Shape>& warp) {
   constexpr int kStages = Shape::kStages;
   using LoaderA = PlainLoader<T, Side::kA, kMajorA, Shape::kTileM, Shape::kThreads>;
   using LoaderB = PlainLoader<T, Side::kB, kMajorB, Shape::kTileN, Shape::kThreads>;
   constexpr int kDepth = LoaderA::Map::kDepth, kSteps = kDepth / kFragmentDepth<T>;
-  LoaderA a(problem, block.item, block.m, block.k0);
-  LoaderB b(problem, block.item, block.n, block.k0);
-  const int tiles = static_cast<int>((block.k1 - block.k0 + kDepth - 1) / kDepth);
-  const int last_depth = static_cast<int>(block.k1 - block.k0 - int64_t{kDepth} * (tiles - 1));
+  const MmaBlock<Shape> block(problem);
+  const int thread = static_cast<int>(threadIdx.x);
+  const int row = WarpSums<T, Shape>::row(thread), col = WarpSums<T, Shape>::col(thread);
+  const int64_t k0 = block.k0(problem), k1 = block.k1(problem);
+  LoaderA a(problem, block.item, block.m(), k0);
+  LoaderB b(problem, block.item, block.n(), k0);
+  const int tiles = static_cast<int>((k1 - k0 + kDepth - 1) / kDepth);
+  const int last_depth = static_cast<int>(k1 - k0 - int64_t{kDepth} * (tiles - 1));
   int to_load = tiles;
   const auto load = [&](int stage) {
     if (to_load > 0) {
@@ -398,7 +403,7 @@ __device__ inline void multiply_plain(const MmaProblem& problem, const MmaBlock&
   static_assert(kSteps % kSets == 0);
   Fragments<T, Shape, kMajorA, kMajorB> fragments[kSets];
   const auto load_step = [&](int set, int stage, int step) {
-    fragments[set].template load<true>(ring.a[stage], ring.b[stage], warp.row, warp.col,
+    fragments[set].template load<true>(ring.a[stage], ring.b[stage], row, col,
                                        step * kFragmentDepth<T>);
   };
   wait_for_copies<kStages - 1>();
@@ -425,34 +430,38 @@ __device__ inline void multiply_plain(const MmaProblem& problem, const MmaBlock&
 
 // While one stage is multiplied, the next is loaded to registers.
 template <class T, class Shape, Major kMajorA, Major kMajorB>
-__device__ inline void multiply_general(const MmaProblem& problem, const MmaBlock& block,
+__device__ inline void multiply_general(const MmaProblem& problem,
                                         MmaGeneralShared<T, Shape, kMajorA, kMajorB>& shared,
                                         WarpSums<T, Shape>& warp) {
   using LoaderA = GeneralLoader<T, Side::kA, kMajorA, Shape::kTileM, Shape::kThreads>;
   using LoaderB = GeneralLoader<T, Side::kB, kMajorB, Shape::kTileN, Shape::kThreads>;
   constexpr int kDepth = LoaderA::Map::kDepth;
-  LoaderA a(problem, shared.tables_a, block.item, block.m);
-  LoaderB b(problem, shared.tables_b, block.item, block.n);
+  const MmaBlock<Shape> block(problem);
+  const int thread = static_cast<int>(threadIdx.x);
+  const int row = WarpSums<T, Shape>::row(thread), col = WarpSums<T, Shape>::col(thread);
+  const int64_t k0 = block.k0(problem), k1 = block.k1(problem);
+  LoaderA a(problem, shared.tables_a, block.item, block.m());
+  LoaderB b(problem, shared.tables_b, block.item, block.n());
   MmaRing<T, Shape, kMajorA, kMajorB>& ring = shared.tiles.ring;
-  const auto depth_at = [&](int64_t k) { return k < block.k1 ? smaller(block.k1 - k, kDepth) : 0; };
+  const auto depth_at = [&](int64_t k) { return k < k1 ? smaller(k1 - k, kDepth) : 0; };
   const auto decode = [&](int parity, int64_t k) {
     a.decode(parity, k, depth_at(k));
     b.decode(parity, k, depth_at(k));
   };
-  decode(0, block.k0);
+  decode(0, k0);
   __syncthreads();
   int parity = 1;  // of the tile that is multiplied: in the first turn, none
-  for (int64_t k = block.k0 - kDepth; k < block.k1; k += kDepth) {
+  for (int64_t k = k0 - kDepth; k < k1; k += kDepth) {
     // The half of the tables and the stage that are written here were last read before the barrier.
     const int depth = depth_at(k + kDepth);
     a.fetch(parity ^ 1, depth);
     b.fetch(parity ^ 1, depth);
     decode(parity, k + 2 * kDepth);
-    if (k >= block.k0) {
+    if (k >= k0) {
 #pragma unroll
       for (int step = 0; step < kDepth; step += kFragmentDepth<T>) {
         Fragments<T, Shape, kMajorA, kMajorB> fragments;
-        fragments.template load<false>(ring.a[parity], ring.b[parity], warp.row, warp.col, step);
+        fragments.template load<false>(ring.a[parity], ring.b[parity], row, col, step);
         warp.multiply(fragments);
       }
     }
@@ -469,21 +478,20 @@ __global__ void __launch_bounds__(MmaShape<T, kSize, kPlain>::kThreads,
     mma_gemm(const __grid_constant__ MmaProblem problem) {
 #if defined(MATCALC_CUDA_EMULATION) || __CUDA_ARCH__ >= 800
   using Shape = MmaShape<T, kSize, kPlain>;
-  const MmaBlock block = block_of<Shape>(problem);
   WarpSums<T, Shape> warp;
   using Shared = MmaShared<T, Shape, kMajorA, kMajorB>;
   Shared* tiles;
   if constexpr (kPlain) {
     tiles = &shared_memory<Shared>();
-    multiply_plain<T, Shape, kMajorA, kMajorB>(problem, block, tiles->ring, warp);
+    multiply_plain<T, Shape, kMajorA, kMajorB>(problem, tiles->ring, warp);
   } else {
     auto& shared = shared_memory<MmaGeneralShared<T, Shape, kMajorA, kMajorB>>();
     tiles = &shared.tiles;
-    multiply_general<T, Shape, kMajorA, kMajorB>(problem, block, shared, warp);
+    multiply_general<T, Shape, kMajorA, kMajorB>(problem, shared, warp);
   }
   __syncthreads();
-  store_sums<T, Shape>(problem, block.item, block.split, warp, block.m + warp.row,
-                       block.n + warp.col, tiles->buffers[threadIdx.x / 32]);
+  const MmaBlock<Shape> block(problem);  // made again: beside the sums there was no room for it
+  store_sums(problem, block.item, block.split, warp, block.m(), block.n(), tiles->buffers);
 #else
   (void)problem;  // never launched on these
 #endif

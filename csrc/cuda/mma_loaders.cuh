@@ -65,7 +65,7 @@ __device__ inline int smaller(int64_t a, int b) { return a < b ? static_cast<int
 
 // ---------------------------------------------------------------------------------------------
 // Plain operands: of the tile's type, one step along the width and one along the depth, one of them
-// 1, every line aligned to 16 bytes. A thread copies the same chunk of every kStride-th line.
+// 1, every line aligned to 16 bytes. A thread copies the same chunk of several lines.
 template <class T, Side kSide, Major kMajor, int kTileWidth, int kThreads>
 class PlainLoader {
  public:
@@ -74,41 +74,40 @@ class PlainLoader {
   __device__ PlainLoader(const MmaProblem& problem, int64_t item, int64_t w0, int64_t k0) {
     using Op = Operand<kSide>;
     const Gemm& gemm = problem.gemm;
-    const int thread = static_cast<int>(threadIdx.x);
-    chunk_ = thread % Map::kChunks;
-    line_ = thread / Map::kChunks;
-    width_ = smaller(Op::size(gemm) - w0, kTileWidth);
+    const Position first = Lanes::first(static_cast<int>(threadIdx.x));
     const int64_t w_step = Op::width(gemm).step(), k_step = Op::depth(gemm).step();
-    const T* tile = static_cast<const T*>(Op::data(gemm)) + Op::batch(gemm).at(item) + w0 * w_step +
-                    k0 * k_step;
-    const int64_t step = kMajor == Major::kDepth ? w_step : k_step;
-    source_ = tile + line_ * step + chunk_ * Map::kPerChunk;
-    line_step_ = kStride * step;
+    source_ = static_cast<const T*>(Op::data(gemm)) + Op::batch(gemm).at(item) +
+              (w0 + first.w) * w_step + (k0 + first.k) * k_step;
+    line_step_ = Lanes::kLines * (kMajor == Major::kDepth ? w_step : k_step);
+    target_ = Map::number(first.w, first.k) * static_cast<int>(sizeof(T));
+    width_ = smaller(Op::size(gemm) - w0, kTileWidth) - first.w;
+    depth_ = first.k;
   }
 
   // Starts the copy of the next tile, of which `depth` is inside the operand. Nothing outside is
   // read: it is zeros in shared memory.
   __device__ void load(unsigned char* tile, int depth) {
-    const int along = kMajor == Major::kDepth ? depth : width_;
-    const int lines = kMajor == Major::kDepth ? width_ : depth;
-    int bytes = (along - chunk_ * Map::kPerChunk) * static_cast<int>(sizeof(T));
+    const int depth_left = depth - depth_;
+    const int along = kMajor == Major::kDepth ? depth_left : width_;
+    const int lines = kMajor == Major::kDepth ? width_ : depth_left;
+    int bytes = along * static_cast<int>(sizeof(T));
     bytes = bytes < 0 ? 0 : bytes > kChunkBytes ? kChunkBytes : bytes;
 #pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass) {
-      const int line = line_ + pass * kStride;
-      copy_async(tile + Map::chunk(line, chunk_) * kChunkBytes, source_ + pass * line_step_,
-                 line < lines ? bytes : 0);
+    for (int pass = 0; pass < Lanes::kPasses; ++pass) {
+      const ByteStep step = byte_step<Map, kMajor>(Lanes::step(pass));
+      copy_async(tile + (target_ ^ step.flip) + step.add, source_ + pass * line_step_,
+                 pass * Lanes::kLines < lines ? bytes : 0);
     }
-    source_ += kMajor == Major::kDepth ? Map::kDepth : kPasses * line_step_;
+    source_ += kMajor == Major::kDepth ? Map::kDepth : Lanes::kPasses * line_step_;
   }
 
  private:
   using Lanes = ChunkLanes<Map, kMajor, kThreads>;
-  static constexpr int kStride = Lanes::kLines, kPasses = Lanes::kPasses;
 
-  const T* source_;  // this thread's chunk of its first line in the next tile
-  int64_t line_step_;
-  int chunk_, line_, width_;
+  const T* source_;    // this thread's first chunk of the next tile
+  int64_t line_step_;  // from one of its chunks to the next
+  int target_;         // the byte of the first in the tile
+  int width_, depth_;  // the width from there on that is inside, and the depth before it
 };
 
 // ---------------------------------------------------------------------------------------------

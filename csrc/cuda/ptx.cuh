@@ -17,6 +17,19 @@ __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// blockIdx.x and threadIdx.x, read anew each time: what comes of them need not stay in registers
+// between two uses.
+__device__ inline uint32_t read_block_index() {
+  uint32_t index;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
+  return index;
+}
+__device__ inline int read_thread_index() {
+  int index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+}
+
 // Copies 16 bytes to shared memory, past the registers and L1. Only the first `bytes` are read, the
 // rest is filled with zeros; both addresses are multiples of 16.
 __device__ inline void copy_async(void* shared, const void* global, int bytes) {

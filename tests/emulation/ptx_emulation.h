@@ -126,6 +126,9 @@ inline void ldmatrix_x4(const void* row, bool transposed, uint32_t (&matrices)[4
 
 }  // namespace emulation
 
+inline uint32_t read_block_index() { return blockIdx.x; }
+inline int read_thread_index() { return static_cast<int>(threadIdx.x); }
+
 inline void copy_async(void* shared, const void* global, int bytes) {
   if (bytes < 0 || bytes > 16) emulation::fail("cp.async: more than 16 bytes, or fewer than none");
   if (emulation::shared_address(shared) % 16 != 0 ||
