@@ -489,7 +489,7 @@ __global__ void __launch_bounds__(MmaShape<T, kSize, kPlain>::kThreads,
     tiles = &shared.tiles;
     multiply_general<T, Shape, kMajorA, kMajorB>(problem, shared, warp);
   }
-  __syncthreads();
+  __syncthreads();  // of the ring nothing is read any more, not even what is of no use
   const MmaBlock<Shape> block(problem);  // made again: beside the sums there was no room for it
   store_sums(problem, block.item, block.split, warp, block.m(), block.n(), tiles->buffers);
 #else
