@@ -4,20 +4,17 @@
 what cannot be read 16 bytes at a time the same `_by_element`.
 """
 
-from dataclasses import replace
-
 import pytest
 import torch
 from emulated import ORDERS, emulated  # noqa: F401
+from emulated_ops import EmulatedOps
 from reference import (
     FLOATING,
     LAYOUTS,
     arguments,
     assert_near,
     bilinear,
-    check_value,
     draw,
-    gradients,
     linear,
     matmul,
     nn_bilinear,
@@ -57,45 +54,18 @@ MATRICES = {
 EACH_LAYOUT = pytest.mark.parametrize("layout", MATRICES.values(), ids=MATRICES)
 
 
-class Gpu:
-    """The emulated ops, as check_value takes them, and the names of the kernels that ran."""
+class Gpu(EmulatedOps):
+    capability = (9, 0)
 
-    def __init__(self, handle):
-        self.handle = handle
-        self.ops = handle.ops
-
-    def set(self, multiprocessors, order="ascending"):
-        self.handle.set_device(9, 0, multiprocessors)
-        self.handle.set_order(order)
-
-    def kernels(self):
-        return [name for name, _, _ in self.handle.launches()]
+    def terms(self, args, grad):
+        return terms_of((*args, grad))
 
     def check(self, op, *args, others=()):
         """The value; and that all of it came from here, but for kernels whose names begin so."""
-        self.kernels()
-        check_value(replace(op, ours=getattr(self.ops, op.name)), *args)
-        kernels = self.kernels()
+        kernels = self.kernels_of_value(op, *args)
         assert kernels
         assert all(name.startswith((*LEVEL2, *others)) for name in kernels), kernels
         return kernels
-
-    def check_backward(self, call, plain, *args, grad=None):
-        """The gradients call(grad, *args) of plain(*args)."""
-        wide = [to_double(t) for t in args]
-        grad = draw(plain(*wide).shape, args[0].dtype) if grad is None else grad
-        self.kernels()
-        got = call(grad, *args)
-        expected = gradients(plain, wide, to_double(grad))
-        bounds = gradients(plain, [t.abs() for t in wide], to_double(grad).abs())
-        for i, (one, two, bound) in enumerate(zip(got, expected, bounds, strict=True)):
-            if one is not None:
-                assert_near(one, two, bound, terms_of((*args, grad)), f"gradient of argument {i}")
-        return self.kernels()
-
-    def check_matmul_backward(self, a, b):
-        backward = self.ops.matmul_backward
-        return self.check_backward(lambda *args: backward(*args, True, True), torch.matmul, a, b)
 
 
 @pytest.fixture

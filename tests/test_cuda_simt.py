@@ -4,11 +4,10 @@ On a device of compute capability 7.5 no path with tensor cores is taken. `launc
 kernel ran, where a test is about one of them.
 """
 
-from dataclasses import replace
-
 import pytest
 import torch
 from emulated import ORDERS, emulated  # noqa: F401
+from emulated_ops import EmulatedOps
 from reference import (
     FLOATING,
     LAYOUTS,
@@ -17,7 +16,6 @@ from reference import (
     bilinear,
     check_value,
     draw,
-    gradients,
     linear,
     matmul,
     nn_bilinear,
@@ -36,47 +34,31 @@ EACH_DTYPE = pytest.mark.parametrize("dtype", FLOATING, ids=str)
 EACH_ORDER = pytest.mark.parametrize("order", ORDERS)
 
 
-class Gpu:
-    """The emulated ops, as check_value takes them, and the names of the kernels that ran."""
+class Gpu(EmulatedOps):
+    capability = (7, 5)
 
     def __init__(self, handle):
-        self.handle = handle
-        self.ops = handle.ops
+        super().__init__(handle)
         self.set(4)
 
-    def set(self, multiprocessors, order="ascending"):
-        self.handle.set_device(7, 5, multiprocessors)
-        self.handle.set_order(order)
-
-    def op(self, op):
-        return replace(op, ours=getattr(self.ops, op.name))
-
     def kernels(self):
-        return {name for name, _, _ in self.handle.launches()}
+        return set(super().kernels())
 
     def check(self, op, *args):
         """The value; and that it came from here, and from which kernels."""
-        self.kernels()
-        check_value(self.op(op), *args)
-        kernels = self.kernels()
+        kernels = self.kernels_of_value(op, *args)
         assert any(name.startswith("simt") for name in kernels), kernels
         return kernels
 
     def check_backward(self, call, plain, *args):
-        """The gradients call(grad, *args) of plain(*args)."""
-        wide = [to_double(t) for t in args]
-        grad = draw(plain(*wide).shape, args[0].dtype)
-        self.kernels()
-        got = call(grad, *args)
-        expected = gradients(plain, wide, to_double(grad))
-        bounds = gradients(plain, [t.abs() for t in wide], to_double(grad).abs())
-        for i, (one, two, bound) in enumerate(zip(got, expected, bounds, strict=True)):
-            assert_near(one, two, bound, terms_of(args), f"gradient of argument {i}")
-        return self.kernels()
+        """Every gradient is there."""
 
-    def check_matmul_backward(self, a, b):
-        backward = self.ops.matmul_backward
-        return self.check_backward(lambda *args: backward(*args, True, True), torch.matmul, a, b)
+        def all_of_them(*given):
+            got = call(*given)
+            assert all(t is not None for t in got)
+            return got
+
+        return super().check_backward(all_of_them, plain, *args)
 
 
 @pytest.fixture
