@@ -1,6 +1,6 @@
 // The contraction's entry: which path a product takes, and how it is shared out between threads.
 //
-//   dot rows   one column of C and rows of A contiguous: matrix times vector, dot products
+//   vectors    few columns or rows of C, or no sum at all: vector.h
 //   in place   small real products whose B has contiguous rows: nothing is packed
 //   blocked    everything else: gemm.h
 //
@@ -15,6 +15,7 @@
 #include "gemm.h"
 #include "integer.h"
 #include "parallel.h"
+#include "vector.h"
 
 namespace matcalc::cpu {
 namespace {
@@ -39,18 +40,11 @@ const GemmKernels<T>& kernels() {
   }
 }
 
-// Whether the product is better computed transposed: the tile wants contiguous columns of C, and a
-// product with one row or one column wants to run along the matrix's contiguous direction.
+// Whether the product is better computed transposed: the tile wants contiguous columns of C.
 bool wants_transpose(const Contraction& op) {
   if (op.s != nullptr || op.fold != Fold::kNone) return false;
-  const int64_t m_c = uniform_step(op.m, &ContractionDim::c, kNoStep);
-  const int64_t n_c = uniform_step(op.n, &ContractionDim::c, kNoStep);
-  const int64_t k_a = uniform_step(op.k, &ContractionDim::a, kNoStep);
-  const int64_t k_b = uniform_step(op.k, &ContractionDim::b, kNoStep);
-  if (op.n.count == 0 && op.m.count == 0) return k_a != 1 && k_b == 1;
-  if (op.n.count == 0) return k_a != 1;  // x^T A^T: a row of C from columns of A
-  if (op.m.count == 0) return k_b == 1;  // B^T a: rows of B^T are contiguous
-  return n_c != 1 && m_c == 1;
+  return uniform_step(op.n, &ContractionDim::c, kNoStep) != 1 &&
+         uniform_step(op.m, &ContractionDim::c, kNoStep) == 1;
 }
 
 // The ranges of rows and columns that each of `threads` threads computes: the grid with the least
@@ -165,6 +159,8 @@ void contract(const Contraction& op) {
     contract(sum);
   } else if (is_integer(op.dtype)) {
     contract_integer(op);
+  } else if (contract_vectors(op)) {
+    return;
   } else if (wants_transpose(op)) {
     Contraction transposed = op;
     transpose(transposed);

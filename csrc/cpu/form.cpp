@@ -38,22 +38,6 @@ static_assert(kFormTile * kFormTile <= kPieceRows * kPieceCols);
 // leaves fewer row blocks, the columns are so many that their blocks are enough.
 constexpr int64_t kMaxParts = 1 << 20;
 
-const FormKernelSet& kernels(Dtype dtype) {
-  const auto index = static_cast<int>(dtype);
-#if defined(__x86_64__)
-  switch (isa()) {
-    case Isa::kAvx512Bf16:
-    case Isa::kAvx512:
-      return form_kernels_avx512().of[index];
-    case Isa::kAvx2:
-      return form_kernels_avx2().of[index];
-    case Isa::kScalar:
-      break;
-  }
-#endif
-  return form_kernels_scalar().of[index];
-}
-
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The operands of one item.
@@ -169,7 +153,7 @@ class Evaluation {
   int64_t scratch_bytes_;            // of one item: gathered y, gathered x, partial sums
 };
 
-Evaluation::Evaluation(const Form& op) : op_(op), k_(kernels(op.dtype)) {
+Evaluation::Evaluation(const Form& op) : op_(op), k_(form_kernels(op.dtype)) {
   // Along the contiguous dimension; where both or neither is, along the longer or the denser one.
   const bool col_unit = op.a_col == 1 || op.cols == 1;
   const bool row_unit = op.a_row == 1 || op.rows == 1;
@@ -296,7 +280,7 @@ const char* Evaluation::contiguous(const char* from, int64_t stride, int64_t n,
   if (k_.item_bytes == k_.acc_bytes && (stride == 1 || n == 1)) return from;
   char* to = scratch;
   scratch += n * k_.acc_bytes;
-  k_.gather(from, stride, n, to);
+  k_.gather(from, stride, n, false, to);
   return to;
 }
 
@@ -371,8 +355,8 @@ void Evaluation::outer(const Item& at, const Vectors& v, int64_t index) const {
   const int64_t last = op_.rows * (index + 1) / outer_blocks_;
   const char* y = by_columns_ ? v.x : v.y;
   const char* x = by_columns_ ? v.y : v.x;
-  k_.outer(y + first * k_.acc_bytes, x, last - first, op_.cols, at.g,
-           at.da + first * op_.cols * k_.item_bytes);
+  k_.outer(y + first * k_.acc_bytes, x, last - first, op_.cols, at.g, is_complex(op_.dtype),
+           at.da + first * op_.cols * k_.item_bytes, op_.cols);
 }
 
 // Adds the partial sums in ascending order and writes the outputs.
@@ -446,12 +430,28 @@ void Evaluation::products(const char* a, int64_t rows, int64_t cols, const char*
   };
   pieces(a, rows, cols,
          [&](const char* from, int64_t lda, int64_t i, int64_t j, int64_t m, int64_t n) {
-           k_.products(from, lda, m, n, y + i * k_.acc_bytes, x + j * k_.acc_bytes, at(p, i),
-                       at(q, j));
+           k_.products(from, lda, m, n,
+                       {1, y + i * k_.acc_bytes, x + j * k_.acc_bytes, at(p, i), at(q, j), 0, 0});
          });
 }
 
 }  // namespace
+
+const FormKernelSet& form_kernels(Dtype dtype) {
+  const auto index = static_cast<int>(dtype);
+#if defined(__x86_64__)
+  switch (isa()) {
+    case Isa::kAvx512Bf16:
+    case Isa::kAvx512:
+      return form_kernels_avx512().of[index];
+    case Isa::kAvx2:
+      return form_kernels_avx2().of[index];
+    case Isa::kScalar:
+      break;
+  }
+#endif
+  return form_kernels_scalar().of[index];
+}
 
 void form(const Form& op) { Evaluation(op).run(); }
 

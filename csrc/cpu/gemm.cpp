@@ -78,7 +78,6 @@ Product<T, P>::Product(const Contraction& op, const GemmKernels<T, P>& kernels, 
       n_c_(uniform_step(op.n, &Dim::c, kNoStep)) {
   const bool plain = !complex_ && op.s == nullptr && op.scale == 1;
   constexpr bool kReadable = kPair == 1;  // the tile can read what lies in memory
-  dots_ = plain && op.fold == Fold::kNone && op.n.count == 0 && k_a_ == 1;
   c_in_place_ = op.dtype_c == native<T>() && (n_c_ == 1 || cols_ == 1) && m_c_ != kNoStep;
   a_in_place_ =
       kReadable && plain && op.dtype_a == native<T>() && m_a_ != kNoStep && k_a_ != kNoStep;
@@ -102,65 +101,7 @@ void Product<T, P>::compute(int64_t item, int64_t m0, int64_t m1, int64_t n0, in
       static_cast<const char*>(op_.b) + offset_of(op_.batch, &Dim::b, item) * size_b_,
       static_cast<char*>(op_.c) + offset_of(op_.batch, &Dim::c, item) * size_c_};
   if (m0 >= m1 || n0 >= n1) return;
-  if (dots_) {
-    compute_dots(operands, m0, m1);
-  } else {
-    compute_blocks(operands, m0, m1, n0, n1);
-  }
-}
-
-// C[m] = sum_k A[m, k] x[k], rows of A contiguous.
-template <class T, class P>
-void Product<T, P>::compute_dots(const Item& item, int64_t m0, int64_t m1) const {
-  const int64_t rows = m1 - m0;
-  const bool x_in_place = op_.dtype_b == native<T>() && k_b_ == 1;
-  const bool out_in_place = op_.dtype_c == native<T>() && m_c_ != kNoStep;
-  Scratch& scratch = Scratch::local();
-  scratch.reserve((x_in_place ? 0 : Scratch::size_of<T>(depth_)) +
-                  (out_in_place ? 0 : Scratch::size_of<T>(rows)) +
-                  (k_b_ != kNoStep ? 0 : Scratch::size_of<int64_t>(depth_)));
-  const T* x = reinterpret_cast<const T*>(item.b);
-  if (!x_in_place) {
-    T* gathered = scratch.template take<T>(depth_);
-    if (k_b_ != kNoStep) {
-      kernels_.load(op_.dtype_b, depth_, item.b, k_b_, gathered);
-    } else {
-      int64_t* offset = scratch.template take<int64_t>(depth_);
-      offsets_of(op_.k, &Dim::b, 0, depth_, offset);
-      for (int64_t k = 0; k < depth_; ++k) {
-        kernels_.load(op_.dtype_b, 1, item.b + offset[k] * size_b_, 1, gathered + k);
-      }
-    }
-    x = gathered;
-  }
-  T* out = reinterpret_cast<T*>(item.c);
-  int64_t out_step = m_c_;
-  if (out_in_place) {
-    out += m0 * m_c_;
-  } else {
-    out = scratch.template take<T>(rows);
-    out_step = 1;
-  }
-  if (m_a_ != kNoStep) {
-    kernels_.dot_rows(op_.dtype_a, rows, depth_, item.a + m0 * m_a_ * size_a_, m_a_, x, out,
-                      out_step);
-  } else {
-    for (int64_t i = 0; i < rows; ++i) {
-      const char* row = item.a + offset_of(op_.m, &Dim::a, m0 + i) * size_a_;
-      kernels_.dot_rows(op_.dtype_a, 1, depth_, row, 0, x, out + i * out_step, 1);
-    }
-  }
-  if (op_.bias != nullptr) {
-    for (int64_t i = 0; i < rows; ++i) {
-      T bias;
-      out[i * out_step] += *bias_of_row(m0 + i, &bias);
-    }
-  }
-  if (out_in_place) return;
-  for (int64_t i = 0; i < rows; ++i) {
-    const int64_t offset = offset_of(op_.m, &Dim::c, m0 + i);
-    kernels_.store(op_.dtype_c, 1, out + i, item.c + offset * size_c_, 1);
-  }
+  compute_blocks(operands, m0, m1, n0, n1);
 }
 
 // The bias of a row, for products whose bias runs along m or whose only column it is.

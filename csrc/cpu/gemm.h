@@ -33,7 +33,6 @@ class Product {
   };
   struct Block;  // one block of columns and its working memory
 
-  void compute_dots(const Item& item, int64_t m0, int64_t m1) const;
   void compute_blocks(const Item& item, int64_t m0, int64_t m1, int64_t n0, int64_t n1) const;
   void load_depth(Block& block, int64_t k0, int64_t k1) const;
   void pack_b(Block& block, const Item& item) const;
@@ -57,7 +56,6 @@ class Product {
   int64_t rows_, cols_, depth_;
   int64_t size_a_, size_b_, size_c_, size_;    // bytes of an element; size_: of S and bias
   int64_t m_a_, k_a_, k_b_, n_b_, m_c_, n_c_;  // uniform steps, kNoStep where there is none
-  bool dots_;                                  // the path of compute_dots
   bool a_in_place_, b_readable_in_place_, c_in_place_;
 };
 

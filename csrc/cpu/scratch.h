@@ -19,6 +19,13 @@ class Scratch {
     return scratch;
   }
 
+  // Another one, for what a frame's tasks share while each of them uses its own thread's local().
+  static Scratch& shared() {
+    thread_local Scratch scratch;
+    scratch.used_ = 0;
+    return scratch;
+  }
+
   // Makes room for `bytes` in all; take() never moves what was taken before.
   void reserve(size_t bytes) {
     if (bytes <= capacity_) return;

@@ -1,4 +1,4 @@
-// The kernels of the per-item forms for AVX2, FMA and F16C.
+// The level-2 kernels for AVX2, FMA and F16C.
 #if defined(__x86_64__)
 #include "vec_avx2.h"
 

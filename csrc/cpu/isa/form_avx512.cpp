@@ -1,4 +1,4 @@
-// The kernels of the per-item forms for AVX-512 F, BW, VL and DQ.
+// The level-2 kernels for AVX-512 F, BW, VL and DQ.
 #if defined(__x86_64__)
 #include "vec_avx512.h"
 

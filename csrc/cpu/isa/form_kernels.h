@@ -1,9 +1,22 @@
-// The table of micro-kernels behind cpu::form, one per instruction set.
+// The table of micro-kernels for level-2 work, one per instruction set: what a form (form.cpp) and
+// a product with few vectors (vector.cpp) are made of.
 #pragma once
 
 #include <cstdint>
 
+#include "../../kernels.h"
+
 namespace matcalc::cpu {
+
+// The vectors that a matrix meets, each an Acc [rows] or [cols] and contiguous: `count` of each, as
+// far apart as ld_rows and ld_cols say. Either p or q may be nullptr, not both; with both count
+// is 1. y is read where q is wanted, x where p is.
+struct VectorGroup {
+  int64_t count;
+  const void *y, *x;
+  void *p, *q;
+  int64_t ld_rows, ld_cols;
+};
 
 // For one dtype. T is the stored type and Acc the type that sums are kept in: T itself, or float
 // for bf16 and f16. Vectors named Acc are contiguous. Strides count elements of T.
@@ -11,9 +24,9 @@ struct FormKernelSet {
   int64_t item_bytes;  // of a T
   int64_t acc_bytes;   // of an Acc
 
-  // to[i] = from[i * stride]
+  // to[i] = from[i * stride], conjugated where asked
   void (*gather)(const void* from,  // T [n], stride
-                 int64_t stride, int64_t n,
+                 int64_t stride, int64_t n, bool conj,
                  void* to);  // Acc [n]
 
   // to[i, j] = a[i * row + j * col]
@@ -28,13 +41,9 @@ struct FormKernelSet {
                 const void* x,  // Acc [cols]
                 void* sum);     // Acc
 
-  // p += A x, q += A^T y, in one pass over A. Either may be nullptr, not both.
+  // p += A x, q += A^T y for each vector of the group, in one pass over A for up to four of them.
   void (*products)(const void* a,  // T [rows, cols], rows lda apart
-                   int64_t lda, int64_t rows, int64_t cols,
-                   const void* y,  // Acc [rows]
-                   const void* x,  // Acc [cols]
-                   void* p,        // Acc [rows]
-                   void* q);       // Acc [cols]
+                   int64_t lda, int64_t rows, int64_t cols, const VectorGroup& vectors);
 
   // The diagonal tile of a symmetric A, of which the lower triangle is read.
   // sums[0] += the diagonal's part of x^T A x; sums[1] += the part of the triangle off it.
@@ -57,11 +66,12 @@ struct FormKernelSet {
               int64_t n,
               void* sum);  // Acc
 
-  // to[i, j] = g * conj(y[i] x[j]), rounded once; g is a T, or nullptr for 1.
+  // to[i, j] = g * y[i] x[j], or g * conj(y[i] x[j]), rounded once; g is a T, or nullptr for 1.
   void (*outer)(const void* y,  // Acc [rows]
                 const void* x,  // Acc [cols]
-                int64_t rows, int64_t cols, const void* g,
-                void* to);  // T [rows, cols], contiguous
+                int64_t rows, int64_t cols, const void* g, bool conj,
+                void* to,  // T [rows, cols], rows ld apart
+                int64_t ld);
 
   // to[i * stride] = scale * g * sum[i], rounded once; g is a T, or nullptr for 1.
   void (*finish)(const void* sum,  // Acc [n]
@@ -81,6 +91,9 @@ constexpr int kFormDtypes = 6;  // the first six of Dtype: every one that is not
 struct FormKernels {
   FormKernelSet of[kFormDtypes];  // indexed by Dtype
 };
+
+// Those of the instruction set in use, for any dtype that is not an integer.
+const FormKernelSet& form_kernels(Dtype dtype);
 
 const FormKernels& form_kernels_scalar();
 #if defined(__x86_64__)

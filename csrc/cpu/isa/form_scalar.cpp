@@ -1,4 +1,4 @@
-// The kernels of the per-item forms for the target's baseline.
+// The level-2 kernels for the target's baseline.
 #include "vec_scalar.h"
 
 // After the vectors that it is written in.

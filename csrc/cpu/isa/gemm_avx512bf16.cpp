@@ -103,7 +103,7 @@ void pack_pairs(Dtype, BfPair* dst, int64_t panel, int64_t width, int64_t depth,
 // The blocks have as many bytes as those of float32, and so twice the depth.
 constexpr GemmKernels<float, BfPair> make_pair_kernels() {
   constexpr GemmKernels<float> like = make_gemm_kernels<float>();
-  return {like.mr,    like.nr, like.kc, like.nc,   tile<float, BfPair>, like.dot_rows,
+  return {like.mr,    like.nr, like.kc, like.nc,   tile<float, BfPair>,
           pack_pairs, nullptr, nullptr, like.load, like.store};
 }
 

@@ -1,5 +1,5 @@
-// What one instruction set offers the gemm driver: the register tile, the row dot products and the
-// packing routines, with the block sizes that fit them. One table per accumulator type.
+// What one instruction set offers the gemm driver: the register tile and the packing
+// routines, with the block sizes that fit them. One table per accumulator type.
 #pragma once
 
 #include <cstdint>
@@ -56,13 +56,6 @@ struct GemmKernels {
                const P* b, int64_t ldb,  // [depth, cols], unit column stride
                T* c, int64_t ldc,        // [rows, cols], unit column stride
                bool accumulate);
-
-  // out[i * out_step] = sum_p a[i, p] x[p] for i < rows, a in storage type `dtype` with unit column
-  // stride.
-  void (*dot_rows)(Dtype dtype, int64_t rows, int64_t depth, const void* a,
-                   int64_t a_row,  // [rows, depth]
-                   const T* x,     // [depth]
-                   T* out, int64_t out_step);
 
   // dst[k * panel + w] for w < width, zeros for width <= w < panel. Pairs: one step along k
   // uniform.

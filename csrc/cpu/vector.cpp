@@ -1,0 +1,381 @@
+// Contractions that read, or write, a matrix once: A X with few columns X (products with a vector,
+// sums along a dimension, dot products: matrices of one row) and outer products.
+//
+// A is walked along whichever of its dimensions is contiguous. Along the depth each output is a dot
+// product, else rows of A are added with weights; both are one kernel's. The depth goes in blocks
+// of a fixed size, whose partial sums are added in ascending order, and within a block the order
+// follows from the kernel alone: neither the number of threads nor the batch changes a bit.
+// Threads take parts of the outputs, of several blocks where the outputs are few.
+#include "vector.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "../offsets.h"
+#include "isa/form_kernels.h"
+#include "parallel.h"
+#include "scratch.h"
+
+namespace matcalc::cpu {
+namespace {
+
+using Dim = ContractionDim;
+
+// Vectors up to which reading A is most of the work: a row of it in registers meets four at once.
+// Eight dots of contiguous rows still beat a gemm, which has to pack them; sums of rows, which the
+// gemm's tile reads where they lie, do not; and nor do short dots, which end in as many additions
+// within a register as they have steps.
+constexpr int64_t kMaxDots = 8;
+constexpr int64_t kShortDot = 64;
+constexpr int64_t kMaxSums = 4;
+constexpr int64_t kMaxVectors = std::max(kMaxDots, kMaxSums);
+// Below this many elements of the matrix (128 KiB of floats: some microseconds) waking a thread
+// costs more than it saves.
+constexpr int64_t kGrain = 32768;
+// Depth of a block. Dots: long enough for a thread, whose sums along a register are short anyway.
+// Sums of rows: short, for the sake of their rounding, as each adds one after the other.
+constexpr int64_t kDotDepth = 16384;
+constexpr int64_t kRowDepth = 512;
+// Outputs are shared out by whole groups of rows as the kernel takes them, or whole cache lines.
+constexpr int64_t kDotGroup = 8;
+constexpr int64_t kRowGroup = 64;
+// Outputs whose sums are kept at a time, and elements of a vector gathered at a time: what the
+// kernel walks at once, so that they stay in L1.
+constexpr int64_t kPiece = 4096;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Dimensions of m or n that are not the innermost become batch dimensions: the depth is the same.
+void split_outer(DimList<Dim>& dims, DimList<Dim>& batch) {
+  for (int i = 0; i + 1 < dims.count; ++i) batch.push(dims[i]);
+  if (dims.count > 1) {
+    dims[0] = dims[dims.count - 1];
+    dims.count = 1;
+  }
+}
+
+int64_t step_of(const DimList<Dim>& dims, int64_t Dim::* stride) {
+  return dims.count == 0 ? 0 : dims[0].*stride;
+}
+
+// The operands of one item.
+struct Item {
+  const char *a, *b;
+  char* c;
+};
+
+Item item_of(const Contraction& op, int64_t index) {
+  return {
+      static_cast<const char*>(op.a) + offset_of(op.batch, &Dim::a, index) * dtype_size(op.dtype_a),
+      static_cast<const char*>(op.b) + offset_of(op.batch, &Dim::b, index) * dtype_size(op.dtype_b),
+      static_cast<char*>(op.c) + offset_of(op.batch, &Dim::c, index) * dtype_size(op.dtype_c)};
+}
+
+// C[m, v] = bias + sum_k A[m, k] B[k, v] for few v.
+class FewVectors {
+ public:
+  // op.m has one dimension or none, op.k one.
+  FewVectors(const Contraction& op, bool bias_on_rows);
+  void run() const;
+
+ private:
+  int64_t acc(int64_t count) const { return count * ka_.acc_bytes; }
+  int64_t blocks() const { return ceil_div(depth_, block_depth_); }
+  int64_t groups() const { return ceil_div(rows_, group_); }
+  char* part(char* parts, int64_t block, int64_t v, int64_t row) const {
+    return parts + acc((block * count_ + v) * rows_ + row);
+  }
+  // Working memory of a thread: the vectors, or a bias, as the kernels want them.
+  int64_t gathered_bytes() const {
+    return acc(std::max(count_ * std::min(kPiece, depth_), kPiece));
+  }
+
+  void item(const Item& at) const;
+  void item_in_parallel(const Item& at) const;
+  void strips(const Item& at, int64_t first, int64_t last, char* sums, char* gathered) const;
+  void range(const Item& at, int64_t first, int64_t last, char* parts, char* gathered) const;
+  void products(const Item& at, int64_t block, int64_t m0, int64_t m1, char* sums, int64_t ld,
+                char* gathered) const;
+  void add_parts(const Item& at, int64_t m0, int64_t m1, char* parts, char* gathered) const;
+  void finish(const Item& at, int64_t v, int64_t m0, int64_t m1, char* sums, char* gathered) const;
+
+  const Contraction& op_;
+  const FormKernelSet &ka_, &kb_, &kc_, &kbias_;
+  const bool bias_on_rows_;
+  const int64_t rows_, depth_, count_;  // of A, and vectors
+  const int64_t m_a_, k_a_, k_b_, m_c_;
+  const bool dots_;      // A is contiguous along the depth
+  const bool in_place_;  // the vectors are read where they lie
+  const int64_t block_depth_, group_;
+  int64_t b_[kMaxVectors], c_[kMaxVectors];  // offsets of the vectors
+};
+
+FewVectors::FewVectors(const Contraction& op, bool bias_on_rows)
+    : op_(op),
+      ka_(form_kernels(op.dtype_a)),
+      kb_(form_kernels(op.dtype_b)),
+      kc_(form_kernels(op.dtype_c)),
+      kbias_(form_kernels(op.dtype)),
+      bias_on_rows_(bias_on_rows),
+      rows_(op.m.numel()),
+      depth_(op.k[0].size),
+      count_(op.n.numel()),
+      m_a_(step_of(op.m, &Dim::a)),
+      k_a_(op.k[0].a),
+      k_b_(op.k[0].b),
+      m_c_(step_of(op.m, &Dim::c)),
+      dots_(k_a_ == 1),
+      in_place_(k_b_ == 1 && kb_.item_bytes == kb_.acc_bytes && op.conj_a == op.conj_b &&
+                op.n.count <= 1),
+      block_depth_(dots_ ? kDotDepth : kRowDepth),
+      group_(dots_ ? kDotGroup : kRowGroup) {
+  offsets_of(op.n, &Dim::b, 0, count_, b_);
+  offsets_of(op.n, &Dim::c, 0, count_, c_);
+}
+
+void FewVectors::run() const {
+  const int64_t items = op_.batch.numel(), area = rows_ * depth_;
+  // Items one by one, each by all threads, where there are too few to share out evenly.
+  if (area > kGrain && blocks() * groups() > 1 && items < 4 * num_threads()) {
+    for (int64_t i = 0; i < items; ++i) item_in_parallel(item_of(op_, i));
+    return;
+  }
+  parallel_for(0, items, std::max<int64_t>(1, kGrain / area), [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) item(item_of(op_, i));
+  });
+}
+
+void FewVectors::item(const Item& at) const {
+  const bool one_block = blocks() == 1;
+  const int64_t kept = acc(count_ * (one_block ? std::min(kPiece, rows_) : blocks() * rows_));
+  Scratch& scratch = Scratch::local();
+  scratch.reserve(Scratch::size_of<char>(gathered_bytes()) + Scratch::size_of<char>(kept));
+  char* gathered = scratch.take<char>(gathered_bytes());
+  char* sums = scratch.take<char>(kept);
+  if (one_block) {
+    strips(at, 0, rows_, sums, gathered);
+  } else {
+    range(at, 0, blocks() * groups(), sums, gathered);
+    add_parts(at, 0, rows_, sums, gathered);
+  }
+}
+
+void FewVectors::item_in_parallel(const Item& at) const {
+  const int64_t tasks = blocks() * groups();
+  const int64_t grain = std::max<int64_t>(1, kGrain * tasks / (rows_ * depth_));
+  if (blocks() == 1) {
+    parallel_for(0, tasks, grain, [&](int64_t first, int64_t last) {
+      const int64_t kept = acc(count_ * std::min(kPiece, rows_));
+      Scratch& scratch = Scratch::local();
+      scratch.reserve(Scratch::size_of<char>(gathered_bytes()) + Scratch::size_of<char>(kept));
+      char* gathered = scratch.take<char>(gathered_bytes());
+      strips(at, first * group_, std::min(rows_, last * group_), scratch.take<char>(kept),
+             gathered);
+    });
+    return;
+  }
+  const int64_t kept = acc(blocks() * count_ * rows_);
+  Scratch& shared = Scratch::shared();
+  shared.reserve(static_cast<size_t>(kept));
+  char* parts = shared.take<char>(kept);
+  const auto with_gathered = [&](const auto& f) {
+    return [&](int64_t first, int64_t last) {
+      Scratch& scratch = Scratch::local();
+      scratch.reserve(static_cast<size_t>(gathered_bytes()));
+      f(first, last, scratch.take<char>(gathered_bytes()));
+    };
+  };
+  parallel_for(0, tasks, grain, with_gathered([&](int64_t first, int64_t last, char* gathered) {
+                 range(at, first, last, parts, gathered);
+               }));
+  parallel_for(0, rows_, std::max<int64_t>(1, kGrain / (blocks() * count_)),
+               with_gathered([&](int64_t first, int64_t last, char* gathered) {
+                 add_parts(at, first, last, parts, gathered);
+               }));
+}
+
+// Outputs [first, last) of an item whose depth is one block.
+void FewVectors::strips(const Item& at, int64_t first, int64_t last, char* sums,
+                        char* gathered) const {
+  for (int64_t m0 = first; m0 < last; m0 += kPiece) {
+    const int64_t m1 = std::min(last, m0 + kPiece);
+    products(at, 0, m0, m1, sums, m1 - m0, gathered);
+    for (int64_t v = 0; v < count_; ++v) {
+      finish(at, v, m0, m1, sums + acc(v * (m1 - m0)), gathered);
+    }
+  }
+}
+
+// Tasks [first, last), of which a block of the depth has one for each group of outputs.
+void FewVectors::range(const Item& at, int64_t first, int64_t last, char* parts,
+                       char* gathered) const {
+  while (first < last) {
+    const int64_t block = first / groups(), begin = block * groups();
+    const int64_t end = std::min(last, begin + groups());
+    const int64_t m0 = (first - begin) * group_, m1 = std::min(rows_, (end - begin) * group_);
+    products(at, block, m0, m1, part(parts, block, 0, m0), rows_, gathered);
+    first = end;
+  }
+}
+
+// The sums of one block of the depth, those of a vector ld after those of the one before it.
+void FewVectors::products(const Item& at, int64_t block, int64_t m0, int64_t m1, char* sums,
+                          int64_t ld, char* gathered) const {
+  for (int64_t v = 0; v < count_; ++v) std::memset(sums + acc(v * ld), 0, acc(m1 - m0));
+  const int64_t end = std::min(depth_, (block + 1) * block_depth_);
+  for (int64_t k = block * block_depth_; k < end; k += kPiece) {
+    const int64_t n = std::min(kPiece, end - k);
+    const char* vectors = at.b + (b_[0] + k) * kb_.item_bytes;
+    int64_t ld_vectors = count_ > 1 ? b_[1] - b_[0] : 0;
+    if (!in_place_) {
+      for (int64_t v = 0; v < count_; ++v) {
+        kb_.gather(at.b + (b_[v] + k * k_b_) * kb_.item_bytes, k_b_, n, op_.conj_a != op_.conj_b,
+                   gathered + acc(v * n));
+      }
+      vectors = gathered;
+      ld_vectors = n;
+    }
+    const char* a = at.a + (m0 * m_a_ + k * k_a_) * ka_.item_bytes;
+    if (dots_) {
+      ka_.products(a, m_a_, m1 - m0, n, {count_, nullptr, vectors, sums, nullptr, ld, ld_vectors});
+    } else {
+      ka_.products(a, k_a_, n, m1 - m0, {count_, vectors, nullptr, nullptr, sums, ld_vectors, ld});
+    }
+  }
+}
+
+// Adds the partial sums of outputs [m0, m1) in ascending order and writes them.
+void FewVectors::add_parts(const Item& at, int64_t m0, int64_t m1, char* parts,
+                           char* gathered) const {
+  for (int64_t v = 0; v < count_; ++v) {
+    char* sums = part(parts, 0, v, m0);
+    for (int64_t b = 1; b < blocks(); ++b) ka_.add(part(parts, b, v, m0), m1 - m0, sums);
+    finish(at, v, m0, m1, sums, gathered);
+  }
+}
+
+void FewVectors::finish(const Item& at, int64_t v, int64_t m0, int64_t m1, char* sums,
+                        char* gathered) const {
+  for (int64_t m = m0; op_.bias != nullptr && m < m1; m += kPiece) {
+    const int64_t n = std::min(kPiece, m1 - m);
+    const char* bias = static_cast<const char*>(op_.bias) +
+                       (bias_on_rows_ ? m : v) * op_.bias_stride * kbias_.item_bytes;
+    kbias_.gather(bias, bias_on_rows_ ? op_.bias_stride : 0, n, op_.conj_a, gathered);
+    ka_.add(gathered, n, sums + acc(m - m0));
+  }
+  kc_.finish(sums, m1 - m0, nullptr, op_.scale, op_.conj_a, false,
+             at.c + (c_[v] + m0 * m_c_) * kc_.item_bytes, m_c_);
+}
+
+// C[m, n] = A[m] B[n], columns of C contiguous.
+class Outer {
+ public:
+  // op.m and op.n have one dimension or none, op.k none.
+  explicit Outer(const Contraction& op);
+  void run() const;
+
+ private:
+  void rows(const Item& at, int64_t first, int64_t last) const;
+
+  const Contraction& op_;
+  const FormKernelSet &ka_, &kb_, &kc_;
+  const int64_t rows_, cols_, m_a_, n_b_, m_c_;
+};
+
+Outer::Outer(const Contraction& op)
+    : op_(op),
+      ka_(form_kernels(op.dtype_a)),
+      kb_(form_kernels(op.dtype_b)),
+      kc_(form_kernels(op.dtype_c)),
+      rows_(op.m.numel()),
+      cols_(op.n.numel()),
+      m_a_(step_of(op.m, &Dim::a)),
+      n_b_(step_of(op.n, &Dim::b)),
+      m_c_(step_of(op.m, &Dim::c)) {}
+
+void Outer::run() const {
+  const int64_t items = op_.batch.numel();
+  parallel_for(0, items * rows_, std::max<int64_t>(1, kGrain / cols_),
+               [&](int64_t first, int64_t last) {
+                 while (first < last) {
+                   const int64_t item = first / rows_, begin = item * rows_;
+                   const int64_t end = std::min(last, begin + rows_);
+                   rows(item_of(op_, item), first - begin, end - begin);
+                   first = end;
+                 }
+               });
+}
+
+// Piece by piece, each with its part of the vectors in L1.
+void Outer::rows(const Item& at, int64_t first, int64_t last) const {
+  Scratch& scratch = Scratch::local();
+  const int64_t m = std::min(kPiece, last - first), n = std::min(kPiece, cols_);
+  scratch.reserve(Scratch::size_of<char>(m * ka_.acc_bytes) +
+                  Scratch::size_of<char>(n * kb_.acc_bytes));
+  char* left = scratch.take<char>(m * ka_.acc_bytes);
+  char* right = scratch.take<char>(n * kb_.acc_bytes);
+  for (int64_t i = first; i < last; i += kPiece) {
+    const int64_t m1 = std::min(kPiece, last - i);
+    ka_.gather(at.a + i * m_a_ * ka_.item_bytes, m_a_, m1, op_.conj_a, left);
+    for (int64_t j = 0; j < cols_; j += kPiece) {
+      const int64_t n1 = std::min(kPiece, cols_ - j);
+      kb_.gather(at.b + j * n_b_ * kb_.item_bytes, n_b_, n1, op_.conj_b, right);
+      kc_.outer(left, right, m1, n1, nullptr, false, at.c + (i * m_c_ + j) * kc_.item_bytes, m_c_);
+    }
+  }
+}
+
+// Whether A has a dimension along which its kernel can walk. One row may step as it likes.
+bool walkable(const Contraction& op) {
+  const int64_t k_a = op.k[0].a, m_a = step_of(op.m, &Dim::a);
+  const int64_t most = k_a == 1 && op.k[0].size >= kShortDot ? kMaxDots : kMaxSums;
+  return op.n.numel() <= most && (k_a == 1 || m_a == 1 || op.m.count == 0);
+}
+
+// As it is, or transposed, in which case `transposed` is used for it: A is the larger operand, and
+// contiguous along the depth where they are alike.
+const Contraction* as_few_vectors(const Contraction& op, Contraction& transposed) {
+  const int64_t m = op.m.numel(), n = op.n.numel();
+  const bool larger = m > n || (m == n && op.k[0].a == 1);
+  if (larger && walkable(op)) return &op;
+  transposed = op;
+  transpose(transposed);
+  if (walkable(transposed)) return &transposed;
+  return walkable(op) ? &op : nullptr;
+}
+
+}  // namespace
+
+bool contract_vectors(const Contraction& op) {
+  const bool plain =
+      op.s == nullptr && op.fold == Fold::kNone && (op.bias == nullptr || op.scale == 1);
+  if (!plain || op.k.count > 1) return false;
+  const int64_t m = op.m.numel(), n = op.n.numel();
+  const bool outer = op.k.count == 0;
+  if (outer ? op.bias != nullptr || op.scale != 1 || m * n == 1
+            : op.k[0].size == 0 || std::min(m, n) > kMaxVectors) {
+    return false;
+  }
+  Contraction split = op;
+  if (op.m.count > 1 && (outer || n <= kMaxVectors)) split_outer(split.m, split.batch);
+  if (op.n.count > 1 && (outer || m <= kMaxVectors)) split_outer(split.n, split.batch);
+  Contraction transposed;
+  if (outer) {
+    const Contraction* rows = &split;
+    if (step_of(split.n, &Dim::c) != 1) {
+      transposed = split;
+      transpose(transposed);
+      rows = &transposed;
+    }
+    if (step_of(rows->n, &Dim::c) != 1) return false;
+    Outer(*rows).run();
+    return true;
+  }
+  const Contraction* rows = as_few_vectors(split, transposed);
+  if (rows == nullptr) return false;
+  FewVectors(*rows, rows == &transposed).run();
+  return true;
+}
+
+}  // namespace matcalc::cpu
