@@ -131,6 +131,33 @@ def test_quadratic(isa, dtype, symmetric, layout):
         check_quadratic(x, layout(lower_only(A) if symmetric else A), g, symmetric)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+def test_all_gradients_of_small_forms(isa, dtype, layout):
+    """Around the sizes that are kept in registers, whose outputs one pass makes all together."""
+    backward = torch.ops.matcalc_ext.bilinear_backward
+    for m, n in ((1, 1), (2, 3), (7, 4), (8, 8), (13, 16), (16, 9), (33, 17), (64, 32), (65, 33)):
+        y, A, x, g = (draw(s, dtype) for s in ((4, 3, m), (4, 3, m, n), (4, 3, n), (4, 3)))
+        A = layout(A)
+        wide = [to_double(t).conj() for t in (y, A, x)]
+        wide.append(to_double(g))
+
+        def plain(y, A, x, g):
+            g = g.unsqueeze(-1)
+            return (
+                g * times(A, x),
+                g.unsqueeze(-1) * y.unsqueeze(-1) * x.unsqueeze(-2),
+                g * times(A.mT, y),
+            )
+
+        expected, bounds = plain(*wide), plain(*(t.abs() for t in wide))
+        stepping = A.transpose(0, 1).clone(memory_format=torch.contiguous_format).transpose(0, 1)
+        for args in ((y, A, x), (sliced(y), A, sliced(x)), (y, stepping, x)):
+            got = backward(g, *args, True, True, True)
+            for name, one, two, bound in zip("yAx", got, expected, bounds, strict=True):
+                assert_near(one, two, bound, m + n, f"d{name} of {m} x {n}")
+
+
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 def test_strided_vectors_and_broadcast_batch(isa, dtype):
     y, A, x, g = (draw(s, dtype) for s in ((3, 1, 17), (3, 2, 17, 33), (33,), (3, 2)))

@@ -131,6 +131,19 @@ def test_outer_products(isa, dtype):
 
 
 @EACH_DTYPE
+def test_numbers_times_vectors(isa, dtype):
+    """A sum of one term in every item: of a batch all at once, where C is one row or number."""
+    for m, n in ((1, 1), (1, 7), (7, 1), (1, 5000), (3, 20)):
+        for b in (3, 300 if m * n < 100 else 2):
+            one, two = draw((b, m, 1), dtype), draw((b, 1, n), dtype)
+            check_value(BY_NAME["matmul"], one, two)
+            check_value(BY_NAME["matmul"], sliced(one), sliced(two))
+            check_value(BY_NAME["matmul"], conjugated(one), two)
+            check_value(BY_NAME["matmul"], one, conjugated(two))
+            check_value(BY_NAME["matmul"], one[:1], two)
+
+
+@EACH_DTYPE
 def test_sums(isa, dtype):
     """The gradient of a bias is a sum of rows; that of one number for all a sum of everything."""
     for rows, cols in ((3, 2), (40, 33), (1500, 70), (5, 20000)):

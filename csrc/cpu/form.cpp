@@ -116,6 +116,8 @@ class Evaluation {
   Range rows_of(int64_t block) const;
   Range cols_of(int64_t block) const;
 
+  bool small() const;
+  void run_small(int64_t first, int64_t last) const;
   void item(Item at, char* scratch, bool in_parallel) const;
   void block(const Item& at, const Vectors& v, int64_t index) const;
   void triangle(const Item& at, const Vectors& v, int64_t index) const;
@@ -197,6 +199,7 @@ Evaluation::Evaluation(const Form& op) : op_(op), k_(form_kernels(op.dtype)) {
 }
 
 Evaluation::Range Evaluation::rows_of(int64_t block) const {
+  if (row_blocks_ == 1) return {0, rows_};  // many small items: no divisions for each
   const int64_t index = block / col_blocks_;
   if (!op_.symmetric) {
     // Whole groups of eight rows, as the kernels take them.
@@ -217,6 +220,7 @@ Evaluation::Range Evaluation::rows_of(int64_t block) const {
 }
 
 Evaluation::Range Evaluation::cols_of(int64_t block) const {
+  if (col_blocks_ == 1) return {0, cols_};
   const int64_t index = block % col_blocks_;
   // Whole cache lines.
   const int64_t groups = ceil_div(cols_, 64);
@@ -224,11 +228,66 @@ Evaluation::Range Evaluation::cols_of(int64_t block) const {
           std::min(cols_, groups * (index + 1) / col_blocks_ * 64)};
 }
 
+// Whether items fit the kernel that keeps them in registers.
+bool Evaluation::small() const {
+  const bool unit = (y_stride_ == 1 || rows_ == 1) && (x_stride_ == 1 || cols_ == 1) &&
+                    (op_.dy == nullptr || op_.dy_stride == 1) &&
+                    (op_.dx == nullptr || op_.dx_stride == 1);
+  return cols_ <= k_.small_cols && rows_ <= kSmallRows && unit && !packed_ && !op_.symmetric &&
+         !(by_columns_ && op_.da != nullptr);  // da has the rows of A
+}
+
+// Items [first, last), by runs along the innermost dimension of the batch.
+void Evaluation::run_small(int64_t first, int64_t last) const {
+  const FormDim none{1, 0, 0, 0, 0, 0, 0, 0, 0};
+  const FormDim& inner = op_.batch.count == 0 ? none : op_.batch[op_.batch.count - 1];
+  while (first < last) {
+    const int64_t count = std::min(last - first, inner.size - first % inner.size);
+    Item at = Batch(op_, k_.item_bytes, first).item();
+    int64_t y_step = inner.y, x_step = inner.x, dy_step = inner.dy, dx_step = inner.dx;
+    if (by_columns_ && !op_.quadratic) {
+      std::swap(at.y, at.x);
+      std::swap(at.dy, at.dx);
+      std::swap(y_step, x_step);
+      std::swap(dy_step, dx_step);
+    }
+    const char* y = op_.quadratic ? at.x : at.y;
+    k_.small({count,
+              rows_,
+              cols_,
+              row_,
+              y,
+              at.a,
+              at.x,
+              at.g,
+              at.alpha,
+              at.dy,
+              at.da,
+              at.dx,
+              op_.quadratic ? x_step : y_step,
+              inner.a,
+              x_step,
+              inner.g,
+              inner.alpha,
+              dy_step,
+              inner.da,
+              dx_step,
+              op_.quadratic,
+              op_.dtype_d != op_.dtype});
+    first += count;
+  }
+}
+
 void Evaluation::run() const {
   // An empty output has no memory, and so looks like one that is not wanted.
   const int64_t tasks = block_count() + outer_blocks_;
   if (tasks == 0) return;
   const int64_t items = op_.batch.numel();
+  if (small()) {
+    parallel_for(0, items, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, rows_ * cols_)),
+                 [&](int64_t first, int64_t last) { run_small(first, last); });
+    return;
+  }
   const int64_t area = std::max<int64_t>(1, rows_ * cols_);
   // Items one by one, each by all threads, where there are too few to share out evenly.
   const bool in_parallel =
@@ -296,8 +355,8 @@ void Evaluation::block(const Item& at, const Vectors& v, int64_t index) const {
     value(a, rows, cols, v.y + i * acc, v.x + j * acc, sum);
     return;
   }
-  char* p = want_p_ ? p_part(v, index % col_blocks_) + i * acc : nullptr;
-  char* q = want_q_ ? q_part(v, index / col_blocks_) + j * acc : nullptr;
+  char* p = want_p_ ? p_part(v, col_blocks_ == 1 ? 0 : index % col_blocks_) + i * acc : nullptr;
+  char* q = want_q_ ? q_part(v, col_blocks_ == 1 ? index : index / col_blocks_) + j * acc : nullptr;
   if (p != nullptr) std::memset(p, 0, rows * acc);
   if (q != nullptr) std::memset(q, 0, cols * acc);
   products(a, rows, cols, v.y + i * acc, v.x + j * acc, p, q);
@@ -355,7 +414,7 @@ void Evaluation::outer(const Item& at, const Vectors& v, int64_t index) const {
   const int64_t last = op_.rows * (index + 1) / outer_blocks_;
   const char* y = by_columns_ ? v.x : v.y;
   const char* x = by_columns_ ? v.y : v.x;
-  k_.outer(y + first * k_.acc_bytes, x, last - first, op_.cols, at.g, is_complex(op_.dtype),
+  k_.outer(y + first * k_.acc_bytes, x, 0, last - first, op_.cols, at.g, is_complex(op_.dtype),
            at.da + first * op_.cols * k_.item_bytes, op_.cols);
 }
 

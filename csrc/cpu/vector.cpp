@@ -1,5 +1,6 @@
 // Contractions that read, or write, a matrix once: A X with few columns X (products with a vector,
-// sums along a dimension, dot products: matrices of one row) and outer products.
+// sums along a dimension, dot products: matrices of one row), and those without a sum: outer
+// products, and numbers times vectors.
 //
 // A is walked along whichever of its dimensions is contiguous. Along the depth each output is a dot
 // product, else rows of A are added with weights; both are one kernel's. The depth goes in blocks
@@ -268,10 +269,10 @@ void FewVectors::finish(const Item& at, int64_t v, int64_t m0, int64_t m1, char*
              at.c + (c_[v] + m0 * m_c_) * kc_.item_bytes, m_c_);
 }
 
-// C[m, n] = A[m] B[n], columns of C contiguous.
+// C[m, n] = A[m] B[n], or A[m] B[m, n]; columns of C contiguous.
 class Outer {
  public:
-  // op.m and op.n have one dimension or none, op.k none.
+  // op.m and op.n have one dimension or none, op.k none; B may step along m.
   explicit Outer(const Contraction& op);
   void run() const;
 
@@ -280,7 +281,8 @@ class Outer {
 
   const Contraction& op_;
   const FormKernelSet &ka_, &kb_, &kc_;
-  const int64_t rows_, cols_, m_a_, n_b_, m_c_;
+  const int64_t rows_, cols_, m_a_, m_b_, n_b_, m_c_;
+  const bool in_place_;  // B is read where it lies
 };
 
 Outer::Outer(const Contraction& op)
@@ -291,8 +293,10 @@ Outer::Outer(const Contraction& op)
       rows_(op.m.numel()),
       cols_(op.n.numel()),
       m_a_(step_of(op.m, &Dim::a)),
+      m_b_(step_of(op.m, &Dim::b)),
       n_b_(step_of(op.n, &Dim::b)),
-      m_c_(step_of(op.m, &Dim::c)) {}
+      m_c_(step_of(op.m, &Dim::c)),
+      in_place_((n_b_ == 1 || cols_ == 1) && kb_.item_bytes == kb_.acc_bytes && !op.conj_b) {}
 
 void Outer::run() const {
   const int64_t items = op_.batch.numel();
@@ -309,19 +313,30 @@ void Outer::run() const {
 
 // Piece by piece, each with its part of the vectors in L1.
 void Outer::rows(const Item& at, int64_t first, int64_t last) const {
+  const int64_t piece_n = std::min(kPiece, cols_);
+  const int64_t piece_m = in_place_ || m_b_ == 0 ? kPiece : kPiece / piece_n;
   Scratch& scratch = Scratch::local();
-  const int64_t m = std::min(kPiece, last - first), n = std::min(kPiece, cols_);
-  scratch.reserve(Scratch::size_of<char>(m * ka_.acc_bytes) +
-                  Scratch::size_of<char>(n * kb_.acc_bytes));
-  char* left = scratch.take<char>(m * ka_.acc_bytes);
-  char* right = scratch.take<char>(n * kb_.acc_bytes);
-  for (int64_t i = first; i < last; i += kPiece) {
-    const int64_t m1 = std::min(kPiece, last - i);
-    ka_.gather(at.a + i * m_a_ * ka_.item_bytes, m_a_, m1, op_.conj_a, left);
-    for (int64_t j = 0; j < cols_; j += kPiece) {
-      const int64_t n1 = std::min(kPiece, cols_ - j);
-      kb_.gather(at.b + j * n_b_ * kb_.item_bytes, n_b_, n1, op_.conj_b, right);
-      kc_.outer(left, right, m1, n1, nullptr, false, at.c + (i * m_c_ + j) * kc_.item_bytes, m_c_);
+  scratch.reserve(Scratch::size_of<char>(kPiece * ka_.acc_bytes) +
+                  Scratch::size_of<char>(kPiece * kb_.acc_bytes));
+  char* left = scratch.take<char>(kPiece * ka_.acc_bytes);
+  char* gathered = scratch.take<char>(kPiece * kb_.acc_bytes);
+  for (int64_t i = first; i < last; i += piece_m) {
+    const int64_t m = std::min(piece_m, last - i);
+    ka_.gather(at.a + i * m_a_ * ka_.item_bytes, m_a_, m, op_.conj_a, left);
+    for (int64_t j = 0; j < cols_; j += piece_n) {
+      const int64_t n = std::min(piece_n, cols_ - j);
+      const char* right = at.b + (i * m_b_ + j * n_b_) * kb_.item_bytes;
+      int64_t step = m_b_;
+      if (!in_place_) {
+        for (int64_t r = 0; r < (m_b_ == 0 ? 1 : m); ++r) {
+          kb_.gather(right + r * m_b_ * kb_.item_bytes, n_b_, n, op_.conj_b,
+                     gathered + r * n * kb_.acc_bytes);
+        }
+        right = gathered;
+        step = m_b_ == 0 ? 0 : n;
+      }
+      kc_.outer(left, right, step, m, n, nullptr, false, at.c + (i * m_c_ + j) * kc_.item_bytes,
+                m_c_);
     }
   }
 }
@@ -353,7 +368,7 @@ bool contract_vectors(const Contraction& op) {
   if (!plain || op.k.count > 1) return false;
   const int64_t m = op.m.numel(), n = op.n.numel();
   const bool outer = op.k.count == 0;
-  if (outer ? op.bias != nullptr || op.scale != 1 || m * n == 1
+  if (outer ? op.bias != nullptr || op.scale != 1
             : op.k[0].size == 0 || std::min(m, n) > kMaxVectors) {
     return false;
   }
@@ -362,14 +377,17 @@ bool contract_vectors(const Contraction& op) {
   if (op.n.count > 1 && (outer || m <= kMaxVectors)) split_outer(split.n, split.batch);
   Contraction transposed;
   if (outer) {
-    const Contraction* rows = &split;
-    if (step_of(split.n, &Dim::c) != 1) {
+    const bool across = n == 1 || step_of(split.n, &Dim::c) != 1;  // rows of C, or its columns
+    if (across && m > 1) {
       transposed = split;
       transpose(transposed);
-      rows = &transposed;
     }
-    if (step_of(rows->n, &Dim::c) != 1) return false;
-    Outer(*rows).run();
+    Contraction& rows = across && m > 1 ? transposed : split;
+    if (rows.n.count == 1 && step_of(rows.n, &Dim::c) != 1) return false;
+    if (rows.m.count == 0 && rows.batch.count > 0) {  // numbers times rows: of a batch, all at once
+      rows.m.push(rows.batch[--rows.batch.count]);
+    }
+    Outer(rows).run();
     return true;
   }
   const Contraction* rows = as_few_vectors(split, transposed);

@@ -18,6 +18,19 @@ struct VectorGroup {
   int64_t ld_rows, ld_cols;
 };
 
+// A run of `count` small forms, each operand as many elements after the one before as its step
+// says. A row of A fits in kSmallVectors registers; the vectors and their gradients are contiguous.
+struct SmallForms {
+  int64_t count, rows, cols, lda;
+  const void *y, *a, *x, *g;   // T [rows], [rows, cols], [cols], one; g may be nullptr for 1
+  void *alpha, *dy, *da, *dx;  // each may be nullptr; as in a Form
+  int64_t y_step, a_step, x_step, g_step, alpha_step, dy_step, da_step, dx_step;
+  bool quadratic;  // y is x, and dx is all of its gradient
+  bool wide;       // dy and dx are Acc
+};
+constexpr int64_t kSmallVectors = 2;
+constexpr int64_t kSmallRows = 64;
+
 // For one dtype. T is the stored type and Acc the type that sums are kept in: T itself, or float
 // for bf16 and f16. Vectors named Acc are contiguous. Strides count elements of T.
 struct FormKernelSet {
@@ -45,6 +58,10 @@ struct FormKernelSet {
   void (*products)(const void* a,  // T [rows, cols], rows lda apart
                    int64_t lda, int64_t rows, int64_t cols, const VectorGroup& vectors);
 
+  // Everything of small forms, item by item in registers.
+  void (*small)(const SmallForms& forms);
+  int64_t small_cols;  // the widest of them; 0 where there is no such kernel: complex
+
   // The diagonal tile of a symmetric A, of which the lower triangle is read.
   // sums[0] += the diagonal's part of x^T A x; sums[1] += the part of the triangle off it.
   void (*triangle_value)(const void* a,  // T [n, n], rows lda apart; n <= kFormTile
@@ -66,10 +83,11 @@ struct FormKernelSet {
               int64_t n,
               void* sum);  // Acc
 
-  // to[i, j] = g * y[i] x[j], or g * conj(y[i] x[j]), rounded once; g is a T, or nullptr for 1.
+  // to[i, j] = g * y[i] x[i * x_step + j], or g times the conjugate of that, rounded once; g is a
+  // T, or nullptr for 1. With a step of 0 an outer product, else rows times numbers.
   void (*outer)(const void* y,  // Acc [rows]
-                const void* x,  // Acc [cols]
-                int64_t rows, int64_t cols, const void* g, bool conj,
+                const void* x,  // Acc [cols] or [rows, cols], rows x_step apart
+                int64_t x_step, int64_t rows, int64_t cols, const void* g, bool conj,
                 void* to,  // T [rows, cols], rows ld apart
                 int64_t ld);
 

@@ -92,13 +92,33 @@ inline Vec<float> operator*(Vec<float> a, Vec<float> b) { return {_mm512_mul_ps(
 inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
   return {_mm512_fmadd_ps(a.v, b.v, c.v)};
 }
+// Within each quarter first, as add_reduced() does for eight of them.
 inline float reduce_add(Vec<float> a) {
-  const __m256 half = _mm256_add_ps(_mm512_maskz_extractf32x8_ps(0xff, a.v, 0),
-                                    _mm512_maskz_extractf32x8_ps(0xff, a.v, 1));
-  __m128 r = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-  r = _mm_add_ps(r, _mm_movehl_ps(r, r));
-  r = _mm_add_ss(r, _mm_movehdup_ps(r));
-  return _mm_cvtss_f32(r);
+  __m512 r = _mm512_add_ps(a.v, _mm512_maskz_permute_ps(kAll, a.v, 0x4e));
+  r = _mm512_add_ps(r, _mm512_maskz_permute_ps(kAll, r, 0xb1));
+  r = _mm512_add_ps(r, _mm512_maskz_shuffle_f32x4(kAll, r, r, 0xb1));
+  r = _mm512_add_ps(r, _mm512_maskz_shuffle_f32x4(kAll, r, r, 0x4e));
+  return _mm512_cvtss_f32(r);
+}
+// Each quarter: the pairs of a's lanes added, then of b's.
+inline __m512 add_pairs(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_maskz_unpacklo_ps(kAll, a, b), _mm512_maskz_unpackhi_ps(kAll, a, b));
+}
+inline __m512 add_halves(__m512 a, __m512 b) {
+  const __m512d c = _mm512_castps_pd(a), d = _mm512_castps_pd(b);
+  return _mm512_add_ps(_mm512_castpd_ps(_mm512_maskz_unpacklo_pd(0xff, c, d)),
+                       _mm512_castpd_ps(_mm512_maskz_unpackhi_pd(0xff, c, d)));
+}
+// to[i] += reduce_add(a[i]), the same bits in fewer steps: the eight are transposed on the way.
+inline void add_reduced(const Vec<float> (&a)[8], float* to) {
+  const __m512 low = add_halves(add_pairs(a[0].v, a[1].v), add_pairs(a[2].v, a[3].v));
+  const __m512 high = add_halves(add_pairs(a[4].v, a[5].v), add_pairs(a[6].v, a[7].v));
+  __m512 r = _mm512_add_ps(_mm512_maskz_shuffle_f32x4(kAll, low, high, 0x88),
+                           _mm512_maskz_shuffle_f32x4(kAll, low, high, 0xdd));
+  r = _mm512_add_ps(r, _mm512_maskz_shuffle_f32x4(kAll, r, r, 0xb1));
+  r = _mm512_maskz_shuffle_f32x4(kAll, r, r, 0x08);
+  _mm256_storeu_ps(to,
+                   _mm256_add_ps(_mm256_loadu_ps(to), _mm512_maskz_extractf32x8_ps(0xff, r, 0)));
 }
 
 inline Vec<double> operator+(Vec<double> a, Vec<double> b) { return {_mm512_add_pd(a.v, b.v)}; }
@@ -108,11 +128,22 @@ inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return {_mm512_fmadd_pd(a.v, b.v, c.v)};
 }
 inline double reduce_add(Vec<double> a) {
-  const __m256d half = _mm256_add_pd(_mm512_maskz_extractf64x4_pd(0xff, a.v, 0),
-                                     _mm512_maskz_extractf64x4_pd(0xff, a.v, 1));
-  __m128d r = _mm_add_pd(_mm256_castpd256_pd128(half), _mm256_extractf128_pd(half, 1));
-  r = _mm_add_sd(r, _mm_unpackhi_pd(r, r));
-  return _mm_cvtsd_f64(r);
+  __m512d r = _mm512_add_pd(a.v, _mm512_maskz_permute_pd(0xff, a.v, 0x55));
+  r = _mm512_add_pd(r, _mm512_maskz_shuffle_f64x2(0xff, r, r, 0xb1));
+  r = _mm512_add_pd(r, _mm512_maskz_shuffle_f64x2(0xff, r, r, 0x4e));
+  return _mm512_cvtsd_f64(r);
+}
+inline __m512d add_pairs(__m512d a, __m512d b) {
+  return _mm512_add_pd(_mm512_maskz_unpacklo_pd(0xff, a, b), _mm512_maskz_unpackhi_pd(0xff, a, b));
+}
+inline __m512d add_quarters(__m512d a, __m512d b) {
+  return _mm512_add_pd(_mm512_maskz_shuffle_f64x2(0xff, a, b, 0x88),
+                       _mm512_maskz_shuffle_f64x2(0xff, a, b, 0xdd));
+}
+inline void add_reduced(const Vec<double> (&a)[8], double* to) {
+  const __m512d low = add_quarters(add_pairs(a[0].v, a[1].v), add_pairs(a[2].v, a[3].v));
+  const __m512d high = add_quarters(add_pairs(a[4].v, a[5].v), add_pairs(a[6].v, a[7].v));
+  _mm512_storeu_pd(to, _mm512_add_pd(_mm512_loadu_pd(to), add_quarters(low, high)));
 }
 
 }  // namespace
