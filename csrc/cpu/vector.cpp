@@ -82,8 +82,6 @@ class FewVectors {
 
  private:
   int64_t acc(int64_t count) const { return count * ka_.acc_bytes; }
-  int64_t blocks() const { return ceil_div(depth_, block_depth_); }
-  int64_t groups() const { return ceil_div(rows_, group_); }
   char* part(char* parts, int64_t block, int64_t v, int64_t row) const {
     return parts + acc((block * count_ + v) * rows_ + row);
   }
@@ -92,7 +90,6 @@ class FewVectors {
     return acc(std::max(count_ * std::min(kPiece, depth_), kPiece));
   }
 
-  void item(const Item& at) const;
   void item_in_parallel(const Item& at) const;
   void strips(const Item& at, int64_t first, int64_t last, char* sums, char* gathered) const;
   void range(const Item& at, int64_t first, int64_t last, char* parts, char* gathered) const;
@@ -106,9 +103,10 @@ class FewVectors {
   const bool bias_on_rows_;
   const int64_t rows_, depth_, count_;  // of A, and vectors
   const int64_t m_a_, k_a_, k_b_, m_c_;
-  const bool dots_;      // A is contiguous along the depth
-  const bool in_place_;  // the vectors are read where they lie
-  const int64_t block_depth_, group_;
+  const bool dots_;                          // A is contiguous along the depth
+  const bool in_place_;                      // the vectors are read where they lie
+  const int64_t block_depth_, blocks_;       // of the depth
+  const int64_t group_, groups_;             // of outputs
   int64_t b_[kMaxVectors], c_[kMaxVectors];  // offsets of the vectors
 };
 
@@ -130,7 +128,9 @@ FewVectors::FewVectors(const Contraction& op, bool bias_on_rows)
       in_place_(k_b_ == 1 && kb_.item_bytes == kb_.acc_bytes && op.conj_a == op.conj_b &&
                 op.n.count <= 1),
       block_depth_(dots_ ? kDotDepth : kRowDepth),
-      group_(dots_ ? kDotGroup : kRowGroup) {
+      blocks_(ceil_div(depth_, block_depth_)),
+      group_(dots_ ? kDotGroup : kRowGroup),
+      groups_(ceil_div(rows_, group_)) {
   offsets_of(op.n, &Dim::b, 0, count_, b_);
   offsets_of(op.n, &Dim::c, 0, count_, c_);
 }
@@ -138,34 +138,32 @@ FewVectors::FewVectors(const Contraction& op, bool bias_on_rows)
 void FewVectors::run() const {
   const int64_t items = op_.batch.numel(), area = rows_ * depth_;
   // Items one by one, each by all threads, where there are too few to share out evenly.
-  if (area > kGrain && blocks() * groups() > 1 && items < 4 * num_threads()) {
+  if (area > kGrain && blocks_ * groups_ > 1 && items < 4 * num_threads()) {
     for (int64_t i = 0; i < items; ++i) item_in_parallel(item_of(op_, i));
     return;
   }
+  const int64_t kept = acc(count_ * (blocks_ == 1 ? std::min(kPiece, rows_) : blocks_ * rows_));
   parallel_for(0, items, std::max<int64_t>(1, kGrain / area), [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) item(item_of(op_, i));
+    Scratch& scratch = Scratch::local();
+    scratch.reserve(Scratch::size_of<char>(gathered_bytes()) + Scratch::size_of<char>(kept));
+    char* gathered = scratch.take<char>(gathered_bytes());
+    char* sums = scratch.take<char>(kept);
+    for (int64_t i = first; i < last; ++i) {
+      const Item at = item_of(op_, i);
+      if (blocks_ == 1) {
+        strips(at, 0, rows_, sums, gathered);
+      } else {
+        range(at, 0, blocks_ * groups_, sums, gathered);
+        add_parts(at, 0, rows_, sums, gathered);
+      }
+    }
   });
 }
 
-void FewVectors::item(const Item& at) const {
-  const bool one_block = blocks() == 1;
-  const int64_t kept = acc(count_ * (one_block ? std::min(kPiece, rows_) : blocks() * rows_));
-  Scratch& scratch = Scratch::local();
-  scratch.reserve(Scratch::size_of<char>(gathered_bytes()) + Scratch::size_of<char>(kept));
-  char* gathered = scratch.take<char>(gathered_bytes());
-  char* sums = scratch.take<char>(kept);
-  if (one_block) {
-    strips(at, 0, rows_, sums, gathered);
-  } else {
-    range(at, 0, blocks() * groups(), sums, gathered);
-    add_parts(at, 0, rows_, sums, gathered);
-  }
-}
-
 void FewVectors::item_in_parallel(const Item& at) const {
-  const int64_t tasks = blocks() * groups();
+  const int64_t tasks = blocks_ * groups_;
   const int64_t grain = std::max<int64_t>(1, kGrain * tasks / (rows_ * depth_));
-  if (blocks() == 1) {
+  if (blocks_ == 1) {
     parallel_for(0, tasks, grain, [&](int64_t first, int64_t last) {
       const int64_t kept = acc(count_ * std::min(kPiece, rows_));
       Scratch& scratch = Scratch::local();
@@ -176,7 +174,7 @@ void FewVectors::item_in_parallel(const Item& at) const {
     });
     return;
   }
-  const int64_t kept = acc(blocks() * count_ * rows_);
+  const int64_t kept = acc(blocks_ * count_ * rows_);
   Scratch& shared = Scratch::shared();
   shared.reserve(static_cast<size_t>(kept));
   char* parts = shared.take<char>(kept);
@@ -190,7 +188,7 @@ void FewVectors::item_in_parallel(const Item& at) const {
   parallel_for(0, tasks, grain, with_gathered([&](int64_t first, int64_t last, char* gathered) {
                  range(at, first, last, parts, gathered);
                }));
-  parallel_for(0, rows_, std::max<int64_t>(1, kGrain / (blocks() * count_)),
+  parallel_for(0, rows_, std::max<int64_t>(1, kGrain / (blocks_ * count_)),
                with_gathered([&](int64_t first, int64_t last, char* gathered) {
                  add_parts(at, first, last, parts, gathered);
                }));
@@ -212,8 +210,8 @@ void FewVectors::strips(const Item& at, int64_t first, int64_t last, char* sums,
 void FewVectors::range(const Item& at, int64_t first, int64_t last, char* parts,
                        char* gathered) const {
   while (first < last) {
-    const int64_t block = first / groups(), begin = block * groups();
-    const int64_t end = std::min(last, begin + groups());
+    const int64_t block = first / groups_, begin = block * groups_;
+    const int64_t end = std::min(last, begin + groups_);
     const int64_t m0 = (first - begin) * group_, m1 = std::min(rows_, (end - begin) * group_);
     products(at, block, m0, m1, part(parts, block, 0, m0), rows_, gathered);
     first = end;
@@ -251,7 +249,7 @@ void FewVectors::add_parts(const Item& at, int64_t m0, int64_t m1, char* parts,
                            char* gathered) const {
   for (int64_t v = 0; v < count_; ++v) {
     char* sums = part(parts, 0, v, m0);
-    for (int64_t b = 1; b < blocks(); ++b) ka_.add(part(parts, b, v, m0), m1 - m0, sums);
+    for (int64_t b = 1; b < blocks_; ++b) ka_.add(part(parts, b, v, m0), m1 - m0, sums);
     finish(at, v, m0, m1, sums, gathered);
   }
 }
