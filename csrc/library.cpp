@@ -24,28 +24,28 @@ struct Op {
 const Op kOps[] = {
     {"matmul", "(Tensor a, Tensor b) -> Tensor", box<matmul>},
     {"matmul_backward",
-     "(Tensor grad, Tensor a, Tensor b, bool need_a, bool need_b) -> (Tensor?, Tensor?)",
+     "(Tensor grad, Tensor a, Tensor b, bool need_a=True, bool need_b=True) -> (Tensor?, Tensor?)",
      box<matmul_backward>},
     {"linear", "(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor", box<linear>},
     {"linear_backward",
-     "(Tensor grad, Tensor input, Tensor weight, Tensor? bias, bool need_input, bool need_weight,"
-     " bool need_bias) -> (Tensor?, Tensor?, Tensor?)",
+     "(Tensor grad, Tensor input, Tensor weight, Tensor? bias, bool need_input=True,"
+     " bool need_weight=True, bool need_bias=True) -> (Tensor?, Tensor?, Tensor?)",
      box<linear_backward>},
     {"bilinear", "(Tensor y, Tensor A, Tensor x) -> Tensor", box<bilinear>},
     {"bilinear_backward",
-     "(Tensor grad, Tensor y, Tensor A, Tensor x, bool need_y, bool need_A, bool need_x)"
-     " -> (Tensor?, Tensor?, Tensor?)",
+     "(Tensor grad, Tensor y, Tensor A, Tensor x, bool need_y=True, bool need_A=True,"
+     " bool need_x=True) -> (Tensor?, Tensor?, Tensor?)",
      box<bilinear_backward>},
     {"quadratic", "(Tensor x, Tensor A, *, bool symmetric=False) -> Tensor", box<quadratic>},
     {"quadratic_backward",
-     "(Tensor grad, Tensor x, Tensor A, bool symmetric, bool need_x, bool need_A)"
-     " -> (Tensor?, Tensor?)",
+     "(Tensor grad, Tensor x, Tensor A, bool symmetric=False, bool need_x=True,"
+     " bool need_A=True) -> (Tensor?, Tensor?)",
      box<quadratic_backward>},
     {"nn_bilinear", "(Tensor input1, Tensor input2, Tensor weight, Tensor? bias=None) -> Tensor",
      box<nn_bilinear>},
     {"nn_bilinear_backward",
-     "(Tensor grad, Tensor input1, Tensor input2, Tensor weight, bool need_input1,"
-     " bool need_input2, bool need_weight, bool need_bias)"
+     "(Tensor grad, Tensor input1, Tensor input2, Tensor weight, bool need_input1=True,"
+     " bool need_input2=True, bool need_weight=True, bool need_bias=True)"
      " -> (Tensor?, Tensor?, Tensor?, Tensor?)",
      box<nn_bilinear_backward>},
 };
@@ -54,17 +54,18 @@ const Op kOps[] = {
 // backward pass, and that backward pass.
 const Op kInnerOps[] = {
     {"bilinear_products",
-     "(Tensor y, Tensor A, Tensor x, bool need_p, bool need_q)"
+     "(Tensor y, Tensor A, Tensor x, bool need_p=True, bool need_q=True)"
      " -> (Tensor, Tensor?, Tensor?)",
      box<bilinear_products>},
     {"bilinear_products_backward",
-     "(Tensor grad, Tensor y, Tensor A, Tensor x, Tensor? p, Tensor? q, bool need_y, bool need_A,"
-     " bool need_x) -> (Tensor?, Tensor?, Tensor?)",
+     "(Tensor grad, Tensor y, Tensor A, Tensor x, Tensor? p, Tensor? q, bool need_y=True,"
+     " bool need_A=True, bool need_x=True) -> (Tensor?, Tensor?, Tensor?)",
      box<bilinear_products_backward>},
     {"quadratic_products", "(Tensor x, Tensor A, *, bool symmetric=False) -> (Tensor, Tensor)",
      box<quadratic_products>},
     {"quadratic_products_backward",
-     "(Tensor grad, Tensor x, Tensor A, Tensor? p, bool symmetric, bool need_x, bool need_A)"
+     "(Tensor grad, Tensor x, Tensor A, Tensor? p, bool symmetric=False,"
+     " bool need_x=True, bool need_A=True)"
      " -> (Tensor?, Tensor?)",
      box<quadratic_products_backward>},
 };

@@ -243,7 +243,9 @@ def _(a: Tensor, b: Tensor) -> Tensor:
 
 
 @_fake("matmul_backward")
-def _(grad: Tensor, a: Tensor, b: Tensor, need_a: bool, need_b: bool) -> tuple[Tensor | None, ...]:
+def _(
+    grad: Tensor, a: Tensor, b: Tensor, need_a: bool = True, need_b: bool = True
+) -> tuple[Tensor | None, ...]:
     op = "matmul_backward"
     check_operands(op, a=a, b=b, grad=grad)
     check_grad_shape(op, grad, matmul_shape(op, a.shape, b.shape))
@@ -263,9 +265,9 @@ def _(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    need_input: bool,
-    need_weight: bool,
-    need_bias: bool,
+    need_input: bool = True,
+    need_weight: bool = True,
+    need_bias: bool = True,
 ) -> tuple[Tensor | None, ...]:
     op = "linear_backward"
     if need_bias and bias is None:
@@ -288,7 +290,13 @@ def _(y: Tensor, A: Tensor, x: Tensor) -> Tensor:
 
 @_fake("bilinear_backward")
 def _(
-    grad: Tensor, y: Tensor, A: Tensor, x: Tensor, need_y: bool, need_A: bool, need_x: bool
+    grad: Tensor,
+    y: Tensor,
+    A: Tensor,
+    x: Tensor,
+    need_y: bool = True,
+    need_A: bool = True,
+    need_x: bool = True,
 ) -> tuple[Tensor | None, ...]:
     op = "bilinear_backward"
     check_operands(op, y=y, A=A, x=x, grad=grad)
@@ -304,7 +312,7 @@ def _kept(like: Tensor, shape: Shape) -> Tensor:
 
 @_fake("bilinear_products")
 def _(
-    y: Tensor, A: Tensor, x: Tensor, need_p: bool, need_q: bool
+    y: Tensor, A: Tensor, x: Tensor, need_p: bool = True, need_q: bool = True
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     op = "bilinear_products"
     check_operands(op, y=y, A=A, x=x)
@@ -324,9 +332,9 @@ def _(
     x: Tensor,
     p: Tensor | None,
     q: Tensor | None,
-    need_y: bool,
-    need_A: bool,
-    need_x: bool,
+    need_y: bool = True,
+    need_A: bool = True,
+    need_x: bool = True,
 ) -> tuple[Tensor | None, ...]:
     op = "bilinear_backward"
     check_operands(op, y=y, A=A, x=x, grad=grad)
@@ -342,7 +350,12 @@ def _(x: Tensor, A: Tensor, *, symmetric: bool = False) -> Tensor:
 
 @_fake("quadratic_backward")
 def _(
-    grad: Tensor, x: Tensor, A: Tensor, symmetric: bool, need_x: bool, need_A: bool
+    grad: Tensor,
+    x: Tensor,
+    A: Tensor,
+    symmetric: bool = False,
+    need_x: bool = True,
+    need_A: bool = True,
 ) -> tuple[Tensor | None, ...]:
     op = "quadratic_backward"
     check_operands(op, x=x, A=A, grad=grad)
@@ -364,9 +377,9 @@ def _(
     x: Tensor,
     A: Tensor,
     p: Tensor | None,
-    symmetric: bool,
-    need_x: bool,
-    need_A: bool,
+    symmetric: bool = False,
+    need_x: bool = True,
+    need_A: bool = True,
 ) -> tuple[Tensor | None, ...]:
     op = "quadratic_backward"
     check_operands(op, x=x, A=A, grad=grad)
@@ -390,10 +403,10 @@ def _(
     input1: Tensor,
     input2: Tensor,
     weight: Tensor,
-    need_input1: bool,
-    need_input2: bool,
-    need_weight: bool,
-    need_bias: bool,
+    need_input1: bool = True,
+    need_input2: bool = True,
+    need_weight: bool = True,
+    need_bias: bool = True,
 ) -> tuple[Tensor | None, ...]:
     op = "nn_bilinear_backward"
     check_operands(op, input1=input1, input2=input2, weight=weight, grad=grad)

@@ -70,6 +70,13 @@ struct Dims {
   int64_t count = 0;
   int64_t sizes[kMaxDims];
 
+  Dims() = default;
+  Dims(const Dims& other) { *this = other; }
+  Dims& operator=(const Dims& other) {  // copies what is used, not the whole array
+    count = other.count;
+    for (int64_t i = 0; i < count; ++i) sizes[i] = other.sizes[i];
+    return *this;
+  }
   void push(int64_t size) { sizes[count++] = size; }
   Shape shape() const { return {sizes, count}; }
 };

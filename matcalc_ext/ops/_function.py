@@ -319,7 +319,7 @@ def register(
     def transform_kernel(*args: Any, **kwargs: Any) -> Any:
         if casts and autocast_active():
             args = tuple(autocast(arg) for arg in args)
-        return route(*args, **kwargs)
+        return route(*arguments(args, kwargs))
 
     def autocast_kernel(*args: Any, **kwargs: Any) -> Any:
         args = tuple(autocast(arg) for arg in args)  # autocast looks whether the key is excluded

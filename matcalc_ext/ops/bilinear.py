@@ -52,12 +52,14 @@ class Bilinear(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Grads:
         y, A, x, *kept = ctx.saved_tensors
-        need_y, need_A, need_x = ctx.needs_input_grad
+        needs = ctx.needs_input_grad
         if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
-            return apply_bilinear_backward(grad, y, A, x, need_y, need_A, need_x)
+            return apply_bilinear_backward(grad, y, A, x, *needs)
         if kept and not is_batched(grad):
-            return _products_backward(grad, y, A, x, *kept, need_y, need_A, need_x)  # type: ignore[no-any-return]
-        return _backward(grad, y, A, x, need_y, need_A, need_x)  # type: ignore[no-any-return]
+            return _products_backward(grad, y, A, x, *kept, *needs)  # type: ignore[no-any-return]
+        if False in needs:
+            return _backward(grad, y, A, x, *needs)  # type: ignore[no-any-return]
+        return _backward(grad, y, A, x)  # type: ignore[no-any-return]
 
     @staticmethod
     @forward_rule

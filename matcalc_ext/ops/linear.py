@@ -49,12 +49,12 @@ class Linear(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Grads:
         input, weight, bias = ctx.saved_tensors
-        need_input, need_weight, need_bias = ctx.needs_input_grad
+        needs = ctx.needs_input_grad
         if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
-            return apply_linear_backward(
-                grad, input, weight, bias, need_input, need_weight, need_bias
-            )
-        return _backward(grad, input, weight, bias, need_input, need_weight, need_bias)  # type: ignore[no-any-return]
+            return apply_linear_backward(grad, input, weight, bias, *needs)
+        if False in needs:
+            return _backward(grad, input, weight, bias, *needs)  # type: ignore[no-any-return]
+        return _backward(grad, input, weight, bias)  # type: ignore[no-any-return]
 
     @staticmethod
     @forward_rule

@@ -49,10 +49,12 @@ class Matmul(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Grads:
         a, b = ctx.saved_tensors
-        need_a, need_b = ctx.needs_input_grad
+        needs = ctx.needs_input_grad
         if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
-            return apply_matmul_backward(grad, a, b, need_a, need_b)
-        return _backward(grad, a, b, need_a, need_b)  # type: ignore[no-any-return]
+            return apply_matmul_backward(grad, a, b, *needs)
+        if False in needs:
+            return _backward(grad, a, b, *needs)  # type: ignore[no-any-return]
+        return _backward(grad, a, b)  # type: ignore[no-any-return]
 
     @staticmethod
     @forward_rule

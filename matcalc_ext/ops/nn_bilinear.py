@@ -55,12 +55,12 @@ class NnBilinear(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Grads:
         x1, x2, weight = ctx.saved_tensors
-        need_x1, need_x2, need_weight, need_bias = ctx.needs_input_grad
+        needs = ctx.needs_input_grad
         if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
-            return apply_nn_bilinear_backward(
-                grad, x1, x2, weight, need_x1, need_x2, need_weight, need_bias
-            )
-        return _backward(grad, x1, x2, weight, need_x1, need_x2, need_weight, need_bias)  # type: ignore[no-any-return]
+            return apply_nn_bilinear_backward(grad, x1, x2, weight, *needs)
+        if False in needs:
+            return _backward(grad, x1, x2, weight, *needs)  # type: ignore[no-any-return]
+        return _backward(grad, x1, x2, weight)  # type: ignore[no-any-return]
 
     @staticmethod
     @forward_rule

@@ -40,6 +40,12 @@ _products = _ops.entry("quadratic_products")
 _products_backward = _ops.entry("quadratic_products_backward")
 
 
+def _value(x: Tensor, A: Tensor, symmetric: bool) -> Tensor:
+    if symmetric is False:  # the default
+        return _forward(x, A)  # type: ignore[no-any-return]
+    return _forward(x, A, symmetric=symmetric)  # type: ignore[no-any-return]
+
+
 class Quadratic(Function):
     """α = xᵀ A x; for a gradient g of α: dx = g (A + Aᵀ) x, dA = g x xᵀ.
 
@@ -50,7 +56,7 @@ class Quadratic(Function):
 
     @staticmethod
     def forward(x: Tensor, A: Tensor, symmetric: bool) -> Tensor:
-        return _forward(x, A, symmetric=symmetric)  # type: ignore[no-any-return]
+        return _value(x, A, symmetric)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -65,7 +71,9 @@ class Quadratic(Function):
             return *apply_quadratic_backward(grad, x, A, ctx.symmetric, need_x, need_A), None
         if kept and not is_batched(grad):
             return *_products_backward(grad, x, A, *kept, ctx.symmetric, need_x, need_A), None
-        return *_backward(grad, x, A, ctx.symmetric, need_x, need_A), None
+        if ctx.symmetric or not need_x or not need_A:
+            return *_backward(grad, x, A, ctx.symmetric, need_x, need_A), None
+        return *_backward(grad, x, A), None
 
     @staticmethod
     @forward_rule
@@ -212,7 +220,7 @@ def _forward_and_save(ctx: Any, x: Tensor, A: Tensor, symmetric: bool) -> Tensor
         alpha, p = _products(x, A, symmetric=symmetric)
         ctx.save_for_backward(x, A, p)
     else:
-        alpha = _forward(x, A, symmetric=symmetric)
+        alpha = _value(x, A, symmetric)
         ctx.save_for_backward(x, A)
         if forward_mode:
             ctx.save_for_forward(x, A)
@@ -233,7 +241,7 @@ def apply_quadratic(x: Tensor, A: Tensor, symmetric: bool = False) -> Tensor:
         if is_batched(alpha):
             return legacy_vmap(Quadratic.vmap, x, A, symmetric)  # type: ignore[no-any-return]
         return alpha
-    return _forward(x, A, symmetric=symmetric)  # type: ignore[no-any-return]
+    return _value(x, A, symmetric)
 
 
 def apply_quadratic_backward(
