@@ -33,6 +33,7 @@ class ContractionBuilder {
   void add_fold(Fold fold, int64_t size, int64_t row, int64_t col, int64_t a, int64_t c);
 
   void intermediate_a() { op_.dtype_a = call_.intermediate_dtype(); }
+  void intermediate_b() { op_.dtype_b = call_.intermediate_dtype(); }
   void intermediate_c() { op_.dtype_c = call_.intermediate_dtype(); }
   void set_scale(double scale) { op_.scale = scale; }
 

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "contraction.h"
 #include "ops.h"
 
@@ -48,10 +50,17 @@ NnBilinearShape nn_bilinear_shape(const char* op, const Operand& x1, const Opera
 // with 16 to 512 inputs and 1 to 4096 rows); with few rows the single product is bound by packing
 // the whole weight. Against a product per output speaks its start, where the matrices are small or
 // a start is a kernel launch.
-bool output_by_output(const Call& call, const NnBilinearShape& shape, int64_t rows) {
+//
+// Where x2 is repeated along a leading dimension, T x2 runs along that dimension as along the
+// outputs: a bias, which runs along one dimension alone, does not fit there.
+bool output_by_output(const Call& call, const NnBilinearShape& shape, const Operand& x2, bool bias,
+                      int64_t rows) {
   constexpr int64_t kFewOutputs = 8, kManyOutputs = 128, kFewRows = 64;
   constexpr int64_t kLargeMatrix = 64 * 64;
   if (shape.in1 == 0 || shape.in2 == 0) return false;
+  for (int64_t d = 0; bias && d < shape.lead; ++d) {
+    if (x2.strides[d] == 0 && x2.sizes[d] != 1) return false;
+  }
   if (shape.out < kFewOutputs) return true;
   return call.kernels->calls_are_cheap && shape.in1 * shape.in2 >= kLargeMatrix &&
          (shape.out < kManyOutputs || rows < kFewRows);
@@ -61,29 +70,39 @@ const char* offset(const Call& call, const void* data, int64_t elements) {
   return static_cast<const char*>(data) + elements * dtype_size(call.dtype);
 }
 
-// T[..., j] = sum_i x1[..., i] W[o, i, j], Z[..., o] = sum_j T x2 + bias[o].
+// T[..., o, j] = sum_i x1[..., i] W[o, i, j], Z[..., o] = sum_j T x2 + bias[o], for so many outputs
+// at a time as keep T in the cache: one call for each output would be mostly its start.
 void run_output_by_output(const Call& call, const NnBilinearShape& shape, const Operand& x1,
                           const Operand& x2, const Operand& w, const Operand* bias,
                           const Result& z) {
+  constexpr int64_t kCachedEntries = 64 * 1024;
+  const int64_t entries = z.numel / shape.out * shape.in2;  // of T, for one output
+  const int64_t together = std::clamp<int64_t>(kCachedEntries / entries, 1, shape.out);
   Dims kept = shape.result;
-  kept.sizes[shape.lead] = shape.in2;
+  kept.sizes[shape.lead] = together;
+  kept.push(shape.in2);
   const Result t = call.intermediate(kept);
-  for (int64_t o = 0; o < shape.out; ++o) {
+  for (int64_t o = 0; o < shape.out; o += together) {
+    const int64_t count = std::min(together, shape.out - o);
     ContractionBuilder first(call, {x1.data}, {}, {offset(call, w.data, o * w.stride(3))}, t.data);
     void* z_o = const_cast<char*>(offset(call, z.data, o));
-    ContractionBuilder second(call, {t.data}, {}, {x2.data}, z_o);
+    ContractionBuilder second(call, {x2.data}, {}, {t.data}, z_o);
     first.intermediate_c();
-    second.intermediate_a();
+    second.intermediate_b();
     for (int64_t d = 0; d < shape.lead; ++d) {
       first.add({x1.sizes[d], x1.strides[d], 0, 0, t.strides[d]});
-      second.add({x1.sizes[d], t.strides[d], 0, x2.strides[d], z.strides[d]});
+      second.add({x1.sizes[d], x2.strides[d], 0, t.strides[d], z.strides[d]});
     }
+    first.add({count, 0, 0, w.stride(3), shape.in2});
     first.add({shape.in2, 0, 0, w.stride(1), 1});
     first.add({shape.in1, x1.stride(1), 0, w.stride(2), 0});
     if (bias != nullptr) {
-      second.add_bias(offset(call, bias->data, o * bias->stride(1)), 0, 1, 0, 1);
+      second.add_bias(offset(call, bias->data, o * bias->stride(1)), bias->stride(1), count,
+                      shape.in2, 1);
+    } else {
+      second.add({count, 0, 0, shape.in2, 1});
     }
-    second.add({shape.in2, 1, 0, x2.stride(1), 0});
+    second.add({shape.in2, x2.stride(1), 0, 1, 0});
     first.run();
     second.run();
   }
@@ -108,7 +127,7 @@ Tensor nn_bilinear(const Tensor& input1, const Tensor& input2, const Tensor& wei
   Result z = call.empty(shape.result);
   if (z.numel == 0) return z.take();
 
-  if (output_by_output(call, shape, z.numel / shape.out)) {
+  if (output_by_output(call, shape, x2, b.has_value(), z.numel / shape.out)) {
     run_output_by_output(call, shape, x1, x2, w, b_or_null, z);
     return z.take();
   }

@@ -1,6 +1,9 @@
 // The gemm micro-kernels for AVX2 and FMA.
 #if defined(__x86_64__)
 
+#include <cstddef>
+#include <type_traits>
+
 #include "gemm_kernels.h"
 #include "vec_avx2.h"
 

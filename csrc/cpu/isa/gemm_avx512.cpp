@@ -1,6 +1,9 @@
 // The gemm micro-kernels for AVX-512.
 #if defined(__x86_64__)
 
+#include <cstddef>
+#include <type_traits>
+
 #include "gemm_kernels.h"
 #include "vec_avx512.h"
 

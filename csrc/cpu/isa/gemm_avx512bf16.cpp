@@ -2,6 +2,9 @@
 // The instruction takes subnormal numbers, below 2^-126 in size, for zero.
 #if defined(__x86_64__)
 
+#include <cstddef>
+#include <type_traits>
+
 #include "gemm_kernels.h"
 #include "vec_avx512.h"
 
@@ -34,6 +37,15 @@ inline uint32_t pair_of(Bf16 low, Bf16 high) {
   return low.bits | static_cast<uint32_t>(high.bits) << 16;
 }
 
+// dst[w] = the pair of low[w] and high[w], for w < count <= 16.
+inline void store_pairs(const Bf16* low, const Bf16* high, int64_t count, BfPair* dst) {
+  const __mmask16 lanes = first_lanes16(count);
+  const __m512i first = _mm512_maskz_cvtepu16_epi32(kAll, _mm256_maskz_loadu_epi16(lanes, low));
+  const __m512i second = _mm512_maskz_cvtepu16_epi32(kAll, _mm256_maskz_loadu_epi16(lanes, high));
+  const __m512i pairs = _mm512_or_si512(first, _mm512_maskz_slli_epi32(kAll, second, 16));
+  _mm512_mask_storeu_epi32(dst, lanes, pairs);
+}
+
 // dst[p * panel + w] holds the terms 2 p and 2 p + 1, a zero after the last of an odd depth.
 template <int kPanel>
 void pack_pairs_panel(BfPair* dst, int64_t width, int64_t depth, const PackSource& source) {
@@ -46,7 +58,7 @@ void pack_pairs_panel(BfPair* dst, int64_t width, int64_t depth, const PackSourc
       for (int64_t w = width; w < kPanel; ++w) dst[p * kPanel + w].bits = 0;
     }
   }
-  bool contiguous = width == kPanel;  // along w
+  bool contiguous = true;  // along w
   for (int64_t w = 1; contiguous && w < width; ++w) {
     contiguous = source.w_offset[w] == source.w_offset[0] + w;
   }
@@ -56,29 +68,27 @@ void pack_pairs_panel(BfPair* dst, int64_t width, int64_t depth, const PackSourc
       const Bf16* low = first + 2 * p * step;
       const Bf16* high = low + step;
       BfPair* target = dst + p * kPanel;
-      for (int w = 0; w < kPanel; ++w) target[w].bits = pair_of(low[w], high[w]);
-    }
-  } else {
-    // Eight sources at a time: a whole destination line is written while it is in L1.
-    for (int64_t w0 = 0; w0 < width; w0 += 8) {
-      const int64_t count = width - w0 < 8 ? width - w0 : 8;
-      const Bf16* row[8];
-      for (int64_t w = 0; w < 8; ++w) {
-        row[w] = src + source.w_offset[w0 + (w < count ? w : 0)];
-      }
-      if (count == 8 && step == 1) {
-        for (int64_t p = 0; p < pairs; ++p) {
-          BfPair* target = dst + p * kPanel + w0;
-#pragma GCC unroll 8
-          for (int w = 0; w < 8; ++w) std::memcpy(target + w, row[w] + 2 * p, sizeof(BfPair));
+      if (width == kPanel) {  // a length that the compiler knows
+#pragma GCC unroll 4
+        for (int w = 0; w < kPanel; w += 16) {
+          store_pairs(low + w, high + w, kPanel - w < 16 ? kPanel - w : 16, target + w);
         }
       } else {
-        for (int64_t p = 0; p < pairs; ++p) {
-          BfPair* target = dst + p * kPanel + w0;
-          for (int64_t w = 0; w < count; ++w) {
-            target[w].bits = pair_of(row[w][2 * p * step], row[w][(2 * p + 1) * step]);
-          }
+        for (int64_t w = 0; w < width; w += 16) {
+          store_pairs(low + w, high + w, width - w < 16 ? width - w : 16, target + w);
         }
+      }
+    }
+  } else if (step == 1) {  // a pair is moved as the float of the same bits
+    pack_transposed<kPanel>(
+        reinterpret_cast<float*>(dst), width, pairs,
+        [&](int64_t w) { return reinterpret_cast<const float*>(src + source.w_offset[w]); },
+        nullptr);
+  } else {
+    for (int64_t w = 0; w < width; ++w) {
+      const Bf16* row = src + source.w_offset[w];
+      for (int64_t p = 0; p < pairs; ++p) {
+        dst[p * kPanel + w].bits = pair_of(row[2 * p * step], row[(2 * p + 1) * step]);
       }
     }
   }

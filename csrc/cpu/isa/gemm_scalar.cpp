@@ -1,4 +1,7 @@
 // The gemm micro-kernels for any processor: 16-byte vectors.
+#include <cstddef>
+#include <type_traits>
+
 #include "gemm_kernels.h"
 #include "vec_scalar.h"
 

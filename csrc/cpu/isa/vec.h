@@ -10,6 +10,8 @@
 //   v.store(p), v.store(p, n)         the same way
 //   v.first(n)                        v with every lane from the n-th on set to zero
 //   a + b, a - b, a * b, fma(a, b, c) = a * b + c, reduce_add(v)
+//   interleave(a, b, low, high)       low = a0 b0 a1 b1 ..., of the first halves; high of the
+//   second
 //
 // T = float also loads and stores Bf16 and F16: widened exactly, rounded to nearest even; a NaN
 // stays a NaN.

@@ -144,6 +144,17 @@ inline float reduce_add(Vec<float> a) {
   return _mm_cvtss_f32(r);
 }
 
+inline void interleave(Vec<float> a, Vec<float> b, Vec<float>& low, Vec<float>& high) {
+  const __m256 even = _mm256_unpacklo_ps(a.v, b.v), odd = _mm256_unpackhi_ps(a.v, b.v);
+  low = {_mm256_permute2f128_ps(even, odd, 0x20)};
+  high = {_mm256_permute2f128_ps(even, odd, 0x31)};
+}
+inline void interleave(Vec<double> a, Vec<double> b, Vec<double>& low, Vec<double>& high) {
+  const __m256d even = _mm256_unpacklo_pd(a.v, b.v), odd = _mm256_unpackhi_pd(a.v, b.v);
+  low = {_mm256_permute2f128_pd(even, odd, 0x20)};
+  high = {_mm256_permute2f128_pd(even, odd, 0x31)};
+}
+
 inline Vec<double> operator+(Vec<double> a, Vec<double> b) { return {_mm256_add_pd(a.v, b.v)}; }
 inline Vec<double> operator-(Vec<double> a, Vec<double> b) { return {_mm256_sub_pd(a.v, b.v)}; }
 inline Vec<double> operator*(Vec<double> a, Vec<double> b) { return {_mm256_mul_pd(a.v, b.v)}; }

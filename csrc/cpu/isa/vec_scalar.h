@@ -99,6 +99,15 @@ inline Vec<float> operator*(Vec<float> a, Vec<float> b) { return {a.v * b.v}; }
 inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {a.v * b.v + c.v}; }
 inline float reduce_add(Vec<float> a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 
+inline void interleave(Vec<float> a, Vec<float> b, Vec<float>& low, Vec<float>& high) {
+  low = {Float4{a.v[0], b.v[0], a.v[1], b.v[1]}};
+  high = {Float4{a.v[2], b.v[2], a.v[3], b.v[3]}};
+}
+inline void interleave(Vec<double> a, Vec<double> b, Vec<double>& low, Vec<double>& high) {
+  low = {Double2{a.v[0], b.v[0]}};
+  high = {Double2{a.v[1], b.v[1]}};
+}
+
 inline Vec<double> operator+(Vec<double> a, Vec<double> b) { return {a.v + b.v}; }
 inline Vec<double> operator-(Vec<double> a, Vec<double> b) { return {a.v - b.v}; }
 inline Vec<double> operator*(Vec<double> a, Vec<double> b) { return {a.v * b.v}; }
