@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help env build compile test demo check bench cuda-compile lint format clean
+.PHONY: help env build compile test demo check bench bench-full cuda-compile lint format clean
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
@@ -23,6 +23,12 @@ $(VENV)/.installed: requirements/dev.txt $(VENV)/.torch
 	$(PIP) install --progress-bar on -r requirements/dev.txt
 	@touch $@
 
+# The benchmark, and its tests, do without these where they cannot be had.
+$(VENV)/.bench: requirements/bench.txt $(VENV)/.installed
+	@echo "== other libraries to compare with"
+	$(PIP) install --progress-bar on -r requirements/bench.txt && touch $@ || \
+		echo "== they could not be installed, and are left out"
+
 build: compile $(VENV)/.editable  ## compile what changed, and install in place
 
 # The compile runs by itself, in the open, so that its progress shows; the install that follows
@@ -34,7 +40,7 @@ $(VENV)/.editable: setup.py pyproject.toml $(VENV)/.installed | compile
 	@flock $(VENV)/.lock $(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-test: build  ## run the whole test suite (PYTEST_ARGS="-k bilinear" for a part of it)
+test: build $(VENV)/.bench  ## run the whole test suite (PYTEST_ARGS="-k bilinear" for a part of it)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 demo: build  ## train three models on handwritten digits, in plain torch and in matcalc_ext
@@ -43,8 +49,11 @@ demo: build  ## train three models on handwritten digits, in plain torch and in 
 check: build  ## test every op and derivative on this machine, in half a minute
 	$(BIN)/python -m matcalc_ext check
 
-bench: build  ## time the ops against plain torch (BENCH_ARGS="--only bilinear" for a part of it)
-	$(BIN)/python bench/cpu.py $(BENCH_ARGS)
+bench: build $(VENV)/.bench  ## time the ops against torch and others, in under five minutes
+	$(BIN)/python -m matcalc_ext bench --out build/bench $(BENCH_ARGS)
+
+bench-full: build $(VENV)/.bench  ## the same with all sizes and dtypes, in half an hour
+	$(BIN)/python -m matcalc_ext bench --full --out build/bench-full $(BENCH_ARGS)
 
 # Needs nvcc, and no GPU: `make build` compiles these sources where torch is built for CUDA.
 cuda-compile: $(VENV)/.installed  ## compile the CUDA kernels, and show what each takes

@@ -7,6 +7,8 @@
 #include <pybind11/stl.h>
 
 #include "cpu/dispatch.h"
+#include "cpu/roof.h"
+#include "cpu/scratch.h"
 #include "kernels.h"
 
 #ifndef MATCALC_VERSION
@@ -51,6 +53,21 @@ pybind11::dict build_info() {
   return info;
 }
 
+pybind11::dict cpu_roofs() {
+  cpu::Roofs measured = {};
+  {
+    const pybind11::gil_scoped_release release;
+    measured = cpu::measure_roofs();
+  }
+  pybind11::dict roofs;
+  roofs["float32"] = measured.float32;
+  roofs["float64"] = measured.float64;
+  if (measured.bfloat16 > 0) roofs["bfloat16"] = measured.bfloat16;
+  roofs["read"] = measured.read;
+  roofs["copy"] = measured.copy;
+  return roofs;
+}
+
 #if defined(MATCALC_CUDA)
 // torch keeps the switch for TF32 behind Python only; its own products ask it at each call too.
 bool tf32_allowed() {
@@ -78,6 +95,12 @@ PYBIND11_MODULE(_C, m) {
       "set_cpu_isa", [](const std::string& name) { matcalc::cpu::set_isa(name.c_str()); },
       pybind11::arg("name"),
       "Use this instruction set from the next call on; \"\" returns to the default.");
+  m.def("cpu_roofs", &matcalc::cpu_roofs,
+        "Measures this machine's limits with the threads and the instruction set in use: flops per "
+        "second of float32, float64 and, where there is an instruction for it, bfloat16; bytes per "
+        "second of read and copy.");
+  m.def("cpu_scratch_bytes", &matcalc::cpu::Scratch::total,
+        "Bytes of working memory that the threads keep from call to call, together.");
 #if defined(MATCALC_CUDA)
   matcalc::cuda::set_tf32_query(&matcalc::tf32_allowed);
 #endif

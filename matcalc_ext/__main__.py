@@ -1,4 +1,4 @@
-"""The command line: `python -m matcalc_ext info` and `python -m matcalc_ext check`."""
+"""The command line: `python -m matcalc_ext info`, `check` and `bench`."""
 
 import argparse
 import os
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from . import _C, __version__, check
+from .benchmark import cpu as bench
 
 
 def info() -> int:
@@ -52,8 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("info", help="show versions, instruction sets, threads and CUDA")
     commands.add_parser("check", help="test every op and every derivative on this machine")
-    command = parser.parse_args(arguments).command
-    return info() if command == "info" else int(check.run() > 0)
+    bench.add_arguments(
+        commands.add_parser("bench", help="time the ops against torch and others on this machine")
+    )
+    parsed = parser.parse_args(arguments)
+    if parsed.command == "bench":
+        return bench.run(parsed)
+    return info() if parsed.command == "info" else int(check.run() > 0)
 
 
 if __name__ == "__main__":

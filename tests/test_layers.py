@@ -5,7 +5,7 @@
    streams and allocator (csrc/cuda, through runtime.cu alone).
 3. Only csrc/ops, and library.cpp which registers it, see tensors; cpu/ and cuda/ know neither
    each other nor csrc/ops.
-4. Python imports go one way: _ops <- ops <- {derivatives, nn}.
+4. Python imports go one way: _ops <- ops <- {derivatives, nn} <- benchmark.
 """
 
 import ast
@@ -35,6 +35,7 @@ PYTHON_LAYERS = {
     "ops": {"_C", "_ops", "ops"},
     "derivatives": {"_ops", "ops"},
     "nn": {"_ops", "ops", "nn"},
+    "benchmark": {"_C", "ops", "nn", "benchmark"},
 }
 
 
@@ -172,6 +173,8 @@ def test_comments_are_not_read_as_code(tmp_path):
         ("nn/modules.py", "from ..derivatives import hessian\n", "imports derivatives"),
         ("nn/modules.py", "from matcalc_ext.check import main\n", "imports check"),
         ("derivatives.py", "from .nn.functional import bilinear\n", "imports nn"),
+        ("nn/swap.py", "from ..benchmark import report\n", "imports benchmark"),
+        ("benchmark/cpu.py", "from .. import _ops\n", "imports _ops"),
     ],
 )
 def test_python_violation_is_seen(tmp_path, name, text, complaint):

@@ -2,6 +2,7 @@
 // page faults after the first call.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -29,14 +30,16 @@ class Scratch {
   // Makes room for `bytes` in all; take() never moves what was taken before.
   void reserve(size_t bytes) {
     if (bytes <= capacity_) return;
-    std::free(data_);
-    data_ = nullptr;
-    capacity_ = 0;
+    release();
     const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
     data_ = static_cast<std::byte*>(std::aligned_alloc(kAlignment, rounded));
     if (data_ == nullptr) throw std::bad_alloc();
     capacity_ = rounded;
+    held() += rounded;
   }
+
+  // Bytes that all threads hold at the moment.
+  static size_t total() { return held(); }
 
   template <class T>
   T* take(int64_t count) {
@@ -52,12 +55,24 @@ class Scratch {
 
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() { std::free(data_); }
+  ~Scratch() { release(); }
 
  private:
   static constexpr size_t kLine = 64;
   static constexpr size_t kAlignment = 4096;
   Scratch() = default;
+
+  void release() {
+    std::free(data_);
+    held() -= capacity_;
+    data_ = nullptr;
+    capacity_ = 0;
+  }
+
+  static std::atomic<size_t>& held() {
+    static std::atomic<size_t> bytes{0};
+    return bytes;
+  }
 
   std::byte* data_ = nullptr;
   size_t capacity_ = 0;

@@ -1,5 +1,4 @@
 // The gemm micro-kernel for AVX512-BF16: products of pairs of bfloat16 numbers, summed in float32.
-// The instruction takes subnormal numbers, below 2^-126 in size, for zero.
 #if defined(__x86_64__)
 
 #include <cstddef>
@@ -7,25 +6,10 @@
 
 #include "gemm_kernels.h"
 #include "vec_avx512.h"
+#include "vec_pairs.h"
 
 namespace matcalc::cpu {
 namespace {
-
-// Sixteen pairs.
-template <>
-struct Vec<BfPair> {
-  __m512i v;
-
-  static inline Vec set1(BfPair pair) { return {_mm512_set1_epi32(static_cast<int>(pair.bits))}; }
-  static inline Vec load(const BfPair* p) { return {_mm512_loadu_si512(p)}; }
-  static inline Vec load(const BfPair* p, int64_t n) {
-    return {_mm512_maskz_loadu_epi32(first_lanes16(n), p)};
-  }
-};
-
-inline Vec<float> fma(Vec<BfPair> a, Vec<BfPair> b, Vec<float> c) {
-  return {_mm512_dpbf16_ps(c.v, (__m512bh)a.v, (__m512bh)b.v)};
-}
 
 // 24 accumulators + 3 for B + 1 broadcast <= 32 zmm.
 constexpr int kTileRows = 8;
