@@ -81,15 +81,14 @@ void contract_typed(const Contraction& op, const GemmKernels<T, P>& kernels, boo
       static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(product.depth());
   const int threads = work * static_cast<double>(items) < kInlineWork ? 1 : num_threads();
   if (threads == 1) {
-    for (int64_t i = 0; i < items; ++i) product.compute(i, 0, m, 0, n);
+    product.compute_items(0, items);
     return;
   }
   if (work < kSplitWork || items >= 4 * threads) {
     const int64_t grain =
         std::max<int64_t>(1, static_cast<int64_t>(kInlineWork / 4 / std::max(work, 1.0)));
-    parallel_for(0, items, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) product.compute(i, 0, m, 0, n);
-    });
+    parallel_for(0, items, grain,
+                 [&](int64_t begin, int64_t end) { product.compute_items(begin, end); });
     return;
   }
   const Grid grid = choose_grid(m, n, product.tile_rows(), product.tile_cols(), threads);

@@ -25,6 +25,8 @@ class Product {
   int64_t tile_cols() const { return kernels_.nr; }
 
   void compute(int64_t item, int64_t m0, int64_t m1, int64_t n0, int64_t n1) const;
+  // Whole items.
+  void compute_items(int64_t begin, int64_t end) const;
 
  private:
   struct Item {  // the operands of one batch item
@@ -33,6 +35,7 @@ class Product {
   };
   struct Block;  // one block of columns and its working memory
 
+  Item operands(int64_t item) const;
   void compute_blocks(const Item& item, int64_t m0, int64_t m1, int64_t n0, int64_t n1) const;
   void load_depth(Block& block, int64_t k0, int64_t k1) const;
   void pack_b(Block& block, const Item& item) const;
@@ -57,6 +60,7 @@ class Product {
   int64_t size_a_, size_b_, size_c_, size_;    // bytes of an element; size_: of S and bias
   int64_t m_a_, k_a_, k_b_, n_b_, m_c_, n_c_;  // uniform steps, kNoStep where there is none
   bool a_in_place_, b_readable_in_place_, c_in_place_;
+  int64_t ahead_a_ = 0, ahead_b_ = 0, ahead_c_ = 0;  // bytes of an item to fetch early
 };
 
 extern template class Product<float>;
