@@ -28,7 +28,12 @@ AVX2 = "-mavx2 -mfma -mf16c"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512"
 # A file with the word in its name is compiled for that instruction set, and is called only where
 # the processor has it. Elsewhere than on x86 such a file compiles to nothing.
-ISA_FLAGS = {"avx2": AVX2, "avx512": AVX512, "avx512bf16": "-mavx512bf16"}
+ISA_FLAGS = {
+    "avx2": AVX2,
+    "avx512": AVX512,
+    "avx512bf16": "-mavx512bf16",
+    "amxbf16": f"{AVX512} -mamx-tile -mamx-bf16",
+}
 X86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
 
 

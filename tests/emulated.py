@@ -25,9 +25,13 @@ TORCH = Path(torch.__file__).parent
 CXX = shlex.split(os.environ.get("CXX", "g++"))
 # The checks call tests/emulation/sanitizer.cpp, so that nothing is linked for them.
 CHECKS = "alignment,null,shift,integer-divide-by-zero,bounds,signed-integer-overflow"
-FLAGS = [
+COMMON = [
     *("-std=c++20", "-O1", "-g0", "-fPIC", "-fvisibility=hidden"),
-    *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+    *("-Wall", "-Wextra", "-Werror"),
+]
+FLAGS = [
+    *COMMON,
+    "-Wno-unknown-pragmas",
     *(f"-fsanitize={CHECKS}", "-fno-sanitize-recover=all"),
     *("-DMATCALC_CUDA", "-DMATCALC_CUDA_EMULATION", "-DMATCALC_NAMESPACE=matcalc_emulated"),
     "-DTORCH_TARGET_VERSION=0x020a000000000000",
@@ -49,40 +53,54 @@ def sources() -> list[Path]:
     )
 
 
-@cache
-def build() -> tuple[Path, str]:
-    """Compiles what changed: the library's path, and what went wrong."""
-    library = BUILD / "_emulated.so"
-    BUILD.mkdir(parents=True, exist_ok=True)
-    with open(BUILD / "lock", "w") as lock:
+def compile_library(
+    folder: Path, name: str, flags: list[str], sources: dict[Path, list[str]], libraries: str = ""
+) -> tuple[Path, str]:
+    """Compiles what changed, each source with its own flags: the library, and what went wrong."""
+    library = folder / f"{name}.so"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process of tests may be at it
-        with open(BUILD / "build.ninja", "w") as file:
+        with open(folder / "build.ninja", "w") as file:
             ninja = ninja_syntax.Writer(file, width=10_000)
-            ninja.variable("builddir", str(BUILD))
-            compiling = f"{shlex.join([*CXX, *FLAGS])} -MMD -MF $out.d -x c++ -c $in -o $out"
-            linking = f"{shlex.join(CXX)} -shared $in -L{TORCH / 'lib'} -ltorch_cpu -o $out"
+            ninja.variable("builddir", str(folder))
+            compiling = f"{shlex.join([*CXX, *flags])} $own -MMD -MF $out.d -x c++ -c $in -o $out"
+            linking = f"{shlex.join(CXX)} -shared $in {libraries} -o $out"
             ninja.rule("compile", compiling, "compile $in", depfile="$out.d", deps="gcc")
             ninja.rule("link", linking, "link $out")
             objects = []
-            for source in sources():
-                output = BUILD / f"{source.relative_to(ROOT)}.o"
-                objects += ninja.build(str(output), "compile", str(source))
+            for source, own in sources.items():
+                output = folder / f"{source.relative_to(ROOT)}.o"
+                variables = {"own": shlex.join(own)}
+                objects += ninja.build(str(output), "compile", str(source), variables=variables)
             ninja.build(str(library), "link", objects)
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count())
-        command = [sys.executable, "-m", "ninja", "-f", str(BUILD / "build.ninja"), "-j", jobs]
+        command = [sys.executable, "-m", "ninja", "-f", str(folder / "build.ninja"), "-j", jobs]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
     return library, done.stdout + done.stderr if done.returncode else ""
 
 
-@cache
-def load():
-    library, error = build()
+def load_library(library: Path, error: str):
     if error:
         pytest.fail(f"the emulation did not compile:\n{error}", pytrace=False)
-    spec = importlib.util.spec_from_file_location("_emulated", library)
+    spec = importlib.util.spec_from_file_location(library.stem, library)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@cache
+def build() -> tuple[Path, str]:
+    """The library of emulated ops, and what went wrong."""
+    libraries = f"-L{TORCH / 'lib'} -ltorch_cpu"
+    return compile_library(
+        BUILD, "_emulated", FLAGS, {source: [] for source in sources()}, libraries
+    )
+
+
+@cache
+def load():
+    return load_library(*build())
 
 
 class Emulated:

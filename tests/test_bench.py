@@ -187,7 +187,7 @@ def test_the_peak_is_what_is_held_at_once():
 def test_the_machine_s_limits():
     roofs = _C.cpu_roofs()
     assert set(roofs) - {"bfloat16"} == {"float32", "float64", "read", "copy"}
-    assert ("bfloat16" in roofs) == (_C.cpu_isa() == "avx512_bf16")
+    assert ("bfloat16" in roofs) == _C.cpu_isa().endswith("bf16")
     assert all(1e8 < roof < 1e15 for roof in roofs.values())
     assert roofs["float32"] > roofs["float64"]
 

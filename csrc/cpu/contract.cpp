@@ -29,6 +29,7 @@ template <class T>
 const GemmKernels<T>& kernels() {
   switch (isa()) {
 #if defined(__x86_64__)
+    case Isa::kAmxBf16:
     case Isa::kAvx512Bf16:
     case Isa::kAvx512:
       return gemm_kernels_avx512(T{});
@@ -140,8 +141,9 @@ void contract_floating(const Contraction& op, bool bias_on_rows) {
   if (op.dtype == Dtype::kFloat64 || op.dtype == Dtype::kComplex128) {
     contract_typed(op, kernels<double>(), bias_on_rows);
 #if defined(__x86_64__)
-  } else if (isa() == Isa::kAvx512Bf16 && takes_pairs(op)) {
-    contract_typed(op, gemm_kernels_avx512bf16(), bias_on_rows);
+  } else if (isa() >= Isa::kAvx512Bf16 && takes_pairs(op)) {
+    const bool tiles = isa() == Isa::kAmxBf16;
+    contract_typed(op, tiles ? gemm_kernels_amxbf16() : gemm_kernels_avx512bf16(), bias_on_rows);
 #endif
   } else {
     contract_typed(op, kernels<float>(), bias_on_rows);

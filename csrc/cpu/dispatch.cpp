@@ -9,12 +9,16 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace matcalc::cpu {
 namespace {
 
 constexpr const char* kVariable = "MATCALC_CPU_ISA";
-constexpr const char* kNames[kIsaCount] = {"scalar", "avx2", "avx512", "avx512_bf16"};
+constexpr const char* kNames[kIsaCount] = {"scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16"};
 constexpr int kUndecided = -1;
 
 std::atomic<int> current{kUndecided};
@@ -37,9 +41,10 @@ Isa parse(const std::string& source, const char* name) {
     throw std::runtime_error(source + " names \"" + name +
                              "\", which this CPU does not have; it has " + supported_names());
   }
-  throw std::runtime_error(source + " names \"" + name +
-                           "\", expected one of scalar, avx2, avx512, avx512_bf16; this CPU has " +
-                           supported_names());
+  throw std::runtime_error(
+      source + " names \"" + name +
+      "\", expected one of scalar, avx2, avx512, avx512_bf16, amx_bf16; this CPU has " +
+      supported_names());
 }
 
 #if defined(__x86_64__)
@@ -47,6 +52,24 @@ Isa parse(const std::string& source, const char* name) {
 bool has_f16c() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
+#if defined(__x86_64__)
+// Linux lets a process use the tiles, whose state is large, once it has asked.
+bool has_amx() {
+#if defined(__linux__)
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;  // CPUID leaf 7, EDX
+  constexpr int kAsk = 0x1023, kTileData = 18;            // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool granted = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kBf16) != 0 && (d & kTile) != 0 &&
+           syscall(SYS_arch_prctl, kAsk, kTileData) == 0;
+  }();
+  return granted;
+#else
+  return false;
+#endif
 }
 #endif
 
@@ -79,6 +102,8 @@ bool isa_supported(Isa isa) {
              isa_supported(Isa::kAvx2);
     case Isa::kAvx512Bf16:
       return __builtin_cpu_supports("avx512bf16") && isa_supported(Isa::kAvx512);
+    case Isa::kAmxBf16:
+      return isa_supported(Isa::kAvx512Bf16) && has_amx();
   }
   return false;
 #else

@@ -6,11 +6,11 @@ namespace matcalc::cpu {
 
 // From slowest to fastest. kScalar is portable C++ in 16-byte vectors that the compiler lowers to
 // whatever the target's baseline has (SSE2, NEON or plain scalar code).
-// kAvx512Bf16 is kAvx512 with a gemm of its own for bfloat16.
-enum class Isa : int { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
-constexpr int kIsaCount = 4;
+// kAvx512Bf16 and kAmxBf16 are kAvx512 with a gemm of their own for bfloat16.
+enum class Isa : int { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAmxBf16 };
+constexpr int kIsaCount = 5;
 
-const char* isa_name(Isa isa);  // "scalar", "avx2", "avx512", "avx512_bf16"
+const char* isa_name(Isa isa);  // "scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16"
 bool isa_supported(Isa isa);    // by this binary and this host
 Isa isa();                      // the one in use; throws if MATCALC_CPU_ISA cannot be met
 void set_isa(

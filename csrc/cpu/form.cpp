@@ -500,6 +500,7 @@ const FormKernelSet& form_kernels(Dtype dtype) {
   const auto index = static_cast<int>(dtype);
 #if defined(__x86_64__)
   switch (isa()) {
+    case Isa::kAmxBf16:
     case Isa::kAvx512Bf16:
     case Isa::kAvx512:
       return form_kernels_avx512().of[index];

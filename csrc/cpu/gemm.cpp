@@ -194,6 +194,16 @@ void Product<T, P>::compute_blocks(const Item& item, int64_t m0, int64_t m1, int
   block.m_a = scratch.template take<int64_t>(mr);
   block.m_s = scratch.template take<int64_t>(mr);
 
+  struct TileState {
+    explicit TileState(const GemmKernels<T, P>& kernels) : end(kernels.end) {
+      if (kernels.begin != nullptr) kernels.begin();
+    }
+    ~TileState() {
+      if (end != nullptr) end();
+    }
+    void (*end)();
+  } state(kernels_);
+
   const int64_t chunk = c_in_place_ ? m1 - m0 : buffer_rows;
   for (int64_t i0 = m0; i0 < m1; i0 += chunk) {
     const int64_t i1 = std::min(m1, i0 + chunk);
@@ -289,7 +299,7 @@ void Product<T, P>::pack_b(Block& block, const Item& item) const {
     if (complex_) {
       kernels_.pack_complex_cols(panel, nr, width, block.depth, source);
     } else {
-      pack_runs(block, op_.dtype_b, &Dim::b, panel, nr, width, source);
+      pack_runs(kernels_.pack_cols, block, op_.dtype_b, &Dim::b, panel, nr, width, source);
     }
   }
   block.b = block.packed_b;
@@ -318,17 +328,19 @@ void Product<T, P>::pack_a(Block& block, const Item& item, int64_t i, int64_t ro
   if (complex_) {
     kernels_.pack_complex_rows(block.packed_a, kernels_.mr, rows, block.depth, source);
   } else {
-    pack_runs(block, op_.dtype_a, &Dim::a, block.packed_a, kernels_.mr, rows, source);
+    pack_runs(kernels_.pack_rows, block, op_.dtype_a, &Dim::a, block.packed_a, kernels_.mr, rows,
+              source);
   }
 }
 
 // Packs one panel. Where several dimensions make up the depth, the steps along the innermost one
 // are still fixed: its runs are packed one after the other.
 template <class T, class P>
-void Product<T, P>::pack_runs(const Block& block, Dtype dtype, int64_t Dim::* stride, P* dst,
-                              int64_t panel, int64_t width, PackSource source) const {
+void Product<T, P>::pack_runs(typename GemmKernels<T, P>::Pack pack, const Block& block,
+                              Dtype dtype, int64_t Dim::* stride, P* dst, int64_t panel,
+                              int64_t width, PackSource source) const {
   if (source.k_step != kNoStep || op_.k.count < 2 || source.fold != Fold::kNone) {
-    kernels_.pack(dtype, dst, panel, width, block.depth, source);
+    pack(dtype, dst, panel, width, block.depth, source);
     return;
   }
   const Dim& inner = op_.k[op_.k.count - 1];
@@ -342,7 +354,7 @@ void Product<T, P>::pack_runs(const Block& block, Dtype dtype, int64_t Dim::* st
       source.scale_k_offset = scale_k_offset + k;
       source.scale_k_step = inner.s;
     }
-    kernels_.pack(dtype, dst + k * panel, panel, width, run, source);
+    pack(dtype, dst + k * panel, panel, width, run, source);
     k += run;
   }
 }

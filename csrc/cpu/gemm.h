@@ -40,8 +40,9 @@ class Product {
   void load_depth(Block& block, int64_t k0, int64_t k1) const;
   void pack_b(Block& block, const Item& item) const;
   void pack_a(Block& block, const Item& item, int64_t i, int64_t rows) const;
-  void pack_runs(const Block& block, Dtype dtype, int64_t ContractionDim::* stride, P* dst,
-                 int64_t panel, int64_t width, PackSource source) const;
+  void pack_runs(typename GemmKernels<T, P>::Pack pack, const Block& block, Dtype dtype,
+                 int64_t ContractionDim::* stride, P* dst, int64_t panel, int64_t width,
+                 PackSource source) const;
   void load_bias(const Item& item, int64_t m0, int64_t m1, const Block& block) const;
   void store(const Item& item, int64_t m0, int64_t m1, const Block& block) const;
   const T* bias_of_row(int64_t row, T* value) const;
@@ -49,7 +50,8 @@ class Product {
   static constexpr int64_t kPair = std::is_same_v<P, T> ? 1 : 2;
   // Packed elements along `depth` terms of the sum.
   int64_t packed_depth(int64_t depth) const {
-    return complex_ ? 2 * depth : (depth + kPair - 1) / kPair;
+    const int64_t packed = complex_ ? 2 * depth : (depth + kPair - 1) / kPair;
+    return (packed + kernels_.depth_step - 1) / kernels_.depth_step * kernels_.depth_step;
   }
 
   const Contraction& op_;

@@ -22,7 +22,7 @@ constexpr double kSeconds =
 const RoofKernels& kernels() {
 #if defined(__x86_64__)
   if (isa() == Isa::kAvx2) return roof_kernels_avx2();
-  if (isa() == Isa::kAvx512 || isa() == Isa::kAvx512Bf16) return roof_kernels_avx512();
+  if (isa() >= Isa::kAvx512) return roof_kernels_avx512();
 #endif
   return roof_kernels_scalar();
 }
@@ -66,6 +66,7 @@ Roofs measure_roofs() {
   roofs.float32 = measure(kernels().float32);
   roofs.float64 = measure(kernels().float64);
 #if defined(__x86_64__)
+  if (isa() == Isa::kAmxBf16) roofs.bfloat16 = measure(roof_tiles_amxbf16());
   if (isa() == Isa::kAvx512Bf16) roofs.bfloat16 = measure(roof_pairs_avx512bf16());
 #endif
 

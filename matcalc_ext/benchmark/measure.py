@@ -36,7 +36,8 @@ class Case:
     flops: float = 0  # of one call at the least, where arithmetic is the limit
     bytes: float = 0  # that one call must move at the least, where memory is the limit
     roof: str = ""  # the name of the measured roof that flops or bytes are compared with
-    series: str = ""  # the line of the plot against size that this is a point of
+    panel: str = ""  # of the plot against size
+    series: str = ""  # the line in there that this is a point of
     size: int = 0
 
 
@@ -60,6 +61,7 @@ class Row:
     bytes: float = 0
     roof: str = ""
     share: float = 0  # of that roof
+    panel: str = ""
     series: str = ""
     size: int = 0
 
@@ -216,6 +218,7 @@ def measure(
         flops=case.flops,
         bytes=case.bytes,
         roof=case.roof if case.roof in roofs else FALLBACK_ROOF.get(case.roof, ""),
+        panel=case.panel,
         series=case.series,
         size=case.size,
     )

@@ -1,8 +1,8 @@
 """Plots of the rows, as PNG."""
 
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from .measure import Row
@@ -27,7 +27,7 @@ def _save(figure: Any, path: Path) -> None:
 
 def _title(figure: Any, title: str, where: Environment) -> None:
     words = sentence({name: value for name, value in where.items() if "roof" not in name})
-    figure.suptitle(f"{title}\n{words}", fontsize=9, wrap=True)
+    figure.suptitle("\n".join([title, *wrap(words, 110)]), fontsize=9)
 
 
 def plot_ratios(path: Path, title: str, where: Environment, rows: Sequence[Row]) -> None:
@@ -54,29 +54,47 @@ def plot_ratios(path: Path, title: str, where: Environment, rows: Sequence[Row])
 
 def plot_shares(path: Path, title: str, where: Environment, rows: Sequence[Row]) -> bool:
     """Lines: the share of the machine's limit against size. False, and no file, without rows."""
-    rows = [row for row in rows if row.series and row.roof]
-    kinds = [
-        ("of the arithmetic", [row for row in rows if row.flops]),
-        ("of the memory bandwidth (above 1: out of a cache)", [row for row in rows if row.bytes]),
-    ]
-    kinds = [(name, members) for name, members in kinds if members]
-    if not kinds:
+    rows = [row for row in rows if row.panel and row.roof]
+    panels = list(dict.fromkeys(row.panel for row in rows))
+    if not panels:
         return False
-    figure, all_axes = pyplot().subplots(
-        1, len(kinds), figsize=(7 * len(kinds), 6), layout="constrained", squeeze=False
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
+    figure, grid = pyplot().subplots(
+        down, across, figsize=(6 * across, 6 * down), layout="constrained", squeeze=False
     )
-    for axes, (name, members) in zip(all_axes[0], kinds, strict=True):
-        for series, points in groupby(members, key=lambda row: row.series):
-            sizes, shares = zip(*((row.size, row.share) for row in points), strict=True)
-            axes.plot(sizes, shares, marker="o", markersize=3, linewidth=1, label=series)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        members = [row for row in rows if row.panel == panel]
+        names = list(dict.fromkeys(row.series for row in members))
+        dtypes = list(dict.fromkeys(name.partition(",")[0] for name in names))
+        kinds = list(dict.fromkeys(name.partition(",")[2] for name in names))
+        for name in names:
+            dtype, _, kind = name.partition(",")
+            points = sorted((row.size, row.share) for row in members if row.series == name)
+            axes.plot(
+                *zip(*points, strict=True),
+                label=name,
+                marker="o",
+                markersize=3,
+                color=f"C{dtypes.index(dtype)}",
+                linestyle=("-", "--", ":")[kinds.index(kind) % 3],
+            )
         axes.axhline(1, color="black", linewidth=1)
+        axes.set_title(panel)
         axes.set_xscale("log", base=2)
         ticks = sorted({row.size for row in members})
         axes.set_xticks(ticks, list(map(str, ticks)))
-        axes.set_ylim(0, min(2.0, 1.05 * max(1, *(row.share for row in members))))
+        memory = members[0].bytes > 0
+        axes.set_ylim(0, 2 if memory else 1.05)
         axes.set_xlabel("n")
-        axes.set_ylabel(f"share {name}")
-        axes.legend(fontsize=6)
+        axes.set_ylabel(
+            "share of the bandwidth of memory (above 1: out of a cache)"
+            if memory
+            else "share of the speed of arithmetic"
+        )
+        axes.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     _title(figure, title, where)
     _save(figure, path)
     return True

@@ -49,6 +49,7 @@ struct GemmKernels {
   int nr;  // columns of the register tile
   int kc;  // packed depth of a block: the same for every size, and so is the order of the sums
   int nc;  // columns of a packed block of B
+  int depth_step = 1;  // what the packed depth is rounded up to, with zeros
 
   // c[i, j] (+)= sum_p a[i, p] b[p, j] for i < rows <= mr, j < cols <= nr.
   void (*tile)(int64_t rows, int64_t cols, int64_t depth, const P* a, int64_t a_row,
@@ -57,22 +58,27 @@ struct GemmKernels {
                T* c, int64_t ldc,        // [rows, cols], unit column stride
                bool accumulate);
 
-  // dst[k * panel + w] for w < width, zeros for width <= w < panel. Pairs: one step along k
-  // uniform.
-  void (*pack)(Dtype dtype, P* dst, int64_t panel, int64_t width, int64_t depth,
-               const PackSource& source);
+  // One panel of A's rows, or of B's columns: dst[k * panel + w] for w < width, zeros for
+  // width <= w < panel. Where A's panel has another order, its tile knows. Pairs: the steps along k
+  // are uniform.
+  using Pack = void (*)(Dtype dtype, P* dst, int64_t panel, int64_t width, int64_t depth,
+                        const PackSource& source);
+  Pack pack_rows, pack_cols;
   // Complex operands, as the real 2x2 matrices [re, -im; im, re] of which complex numbers are
   // made: each entry of A becomes two rows and two columns, each entry of B two rows (re above
   // im), and the real product then holds re and im of C in alternate rows.
   // `panel` counts real rows of A (even) or columns of B; depth counts complex entries.
-  void (*pack_complex_rows)(P* dst, int64_t panel, int64_t width, int64_t depth,
-                            const PackSource& source);
-  void (*pack_complex_cols)(P* dst, int64_t panel, int64_t width, int64_t depth,
-                            const PackSource& source);
+  using PackComplex = void (*)(P* dst, int64_t panel, int64_t width, int64_t depth,
+                               const PackSource& source);
+  PackComplex pack_complex_rows = nullptr, pack_complex_cols = nullptr;
 
   // Storage to accumulator and back, `count` elements with the given element steps.
   void (*load)(Dtype dtype, int64_t count, const void* src, int64_t step, T* dst);
   void (*store)(Dtype dtype, int64_t count, const T* src, void* dst, int64_t step);
+
+  // Around the tiles that a thread computes in a row, where the processor has a state for them.
+  void (*begin)() = nullptr;
+  void (*end)() = nullptr;
 };
 
 const GemmKernels<float>& gemm_kernels_scalar(float);
@@ -82,5 +88,6 @@ const GemmKernels<double>& gemm_kernels_avx2(double);
 const GemmKernels<float>& gemm_kernels_avx512(float);
 const GemmKernels<double>& gemm_kernels_avx512(double);
 const GemmKernels<float, BfPair>& gemm_kernels_avx512bf16();
+const GemmKernels<float, BfPair>& gemm_kernels_amxbf16();
 
 }  // namespace matcalc::cpu

@@ -22,6 +22,7 @@ const RoofKernels& roof_kernels_scalar();
 const RoofKernels& roof_kernels_avx2();
 const RoofKernels& roof_kernels_avx512();
 const RoofArithmetic& roof_pairs_avx512bf16();  // dot products of pairs of bfloat16 numbers
+const RoofArithmetic& roof_tiles_amxbf16();     // products of tiles of them
 #endif
 
 }  // namespace matcalc::cpu

@@ -1,0 +1,151 @@
+"""The gemm for AMX, on an emulation of its tiles: every size of rest, stride and cut.
+
+The kernels' packing is written for AVX-512, which the host must have; the tiles it need not. Where
+it has those too, tests/test_instruction_sets.py runs the same kernels on them.
+"""
+
+import sysconfig
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import pybind11
+import pytest
+from emulated import COMMON, ROOT, compile_library, load_library
+
+from matcalc_ext import _C
+
+pytestmark = pytest.mark.skipif(
+    "avx512" not in _C.cpu_isas(), reason="the packing for AMX is written for AVX-512"
+)
+
+FOLDER = ROOT / "tests" / "emulation" / "amx"
+BUILD = ROOT / "build" / f"emulation-amx-{sysconfig.get_config_var('SOABI')}"
+SIDE = 16
+
+
+@cache
+def amx():
+    flags = [*COMMON, "-isystem", pybind11.get_include()]
+    flags += ["-isystem", sysconfig.get_path("include")]
+    emulated = ["-march=x86-64-v4", "-include", str(FOLDER / "amx_emulation.h")]
+    sources = {
+        FOLDER / "module.cpp": [],
+        ROOT / "csrc" / "cpu" / "gemm.cpp": [],
+        ROOT / "csrc" / "cpu" / "isa" / "gemm_amxbf16.cpp": emulated,
+    }
+    return load_library(*compile_library(BUILD, "_amx", flags, sources))
+
+
+def bits_of(values):
+    """Rounded to bfloat16, nearest even."""
+    wide = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
+    return ((wide + 0x7FFF + ((wide >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def values_of(bits):
+    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def matrix(rng, rows, cols, layout):
+    """Bits of a matrix in one of the layouts, amid NaNs, which no kernel may read."""
+    values = bits_of(rng.standard_normal((rows, cols)))
+    if layout == "transposed":
+        held = np.full((cols + 2, rows + 3), 0x7FC0, np.uint16)
+        view = held[1:-1, 1:-2].T
+    elif layout == "strided":
+        held = np.full((2 * rows + 2, 3 * cols + 1), 0x7FC0, np.uint16)
+        view = held[1:-1:2, 1::3]
+    else:
+        held = np.full((rows + 2, cols + 3), 0x7FC0, np.uint16)
+        view = held[1:-1, 1:-2]
+    view[:] = values
+    return view
+
+
+def check(a, b, bias=None, dtype=np.float32, cut=None):
+    """The product, whole or cut into parts, beside which nothing may be written."""
+    (m, k), n = a.shape, b.shape[1]
+    held = np.full((m + 2, n + 3), 7, dtype)
+    c = held[1:-1, 1:-2]
+    rows, cols = cut or ((0, m), (0, n))
+    for m0, m1 in pairwise(rows):
+        for n0, n1 in pairwise(cols):
+            amx().multiply(a, b, c, bias, m0, m1, n0, n1)
+    assert not amx().configured()  # released
+    expected = values_of(a) @ values_of(b)
+    bound = np.abs(values_of(a)) @ np.abs(values_of(b)) * (k + 2) * 2.0**-24
+    if bias is not None:
+        expected = expected + values_of(bias)
+        bound = bound + np.abs(values_of(bias)) * 2.0**-23
+    got = c if dtype == np.float32 else values_of(c)
+    if dtype == np.uint16:
+        bound = bound + np.abs(expected) * 2.0**-8
+    assert np.all(np.abs(got - expected) <= bound)
+    held[1:-1, 1:-2] = 7
+    assert np.all(held == 7)
+    return got
+
+
+SIZES = (1, 2, 15, 16, 17, 31, 32, 33, 50)
+
+
+@pytest.mark.parametrize("m", SIZES)
+@pytest.mark.parametrize("n", SIZES)
+def test_every_rest(m, n):
+    rng = np.random.default_rng(m * 100 + n)
+    for k in (1, 2, 31, 32, 33, 65):
+        check(matrix(rng, m, k, "plain"), matrix(rng, k, n, "plain"))
+
+
+@pytest.mark.parametrize("layout_a", ("plain", "transposed", "strided"))
+@pytest.mark.parametrize("layout_b", ("plain", "transposed", "strided"))
+def test_every_layout(layout_a, layout_b):
+    rng = np.random.default_rng(7)
+    for m, k, n in ((33, 35, 49), (16, 32, 16), (40, 64, 32), (5, 3, 7), (64, 1, 64)):
+        check(matrix(rng, m, k, layout_a), matrix(rng, k, n, layout_b))
+
+
+@pytest.mark.parametrize("dtype", (np.float32, np.uint16))
+@pytest.mark.parametrize("with_bias", (False, True))
+def test_several_blocks_of_depth_and_columns(dtype, with_bias):
+    """The packed blocks hold 512 of the depth and 1024 columns; the buffer 512 rows."""
+    rng = np.random.default_rng(11)
+    for m, k, n in ((20, 1100, 40), (18, 70, 1060), (530, 20, 33), (17, 513, 1025)):
+        bias = bits_of(rng.standard_normal(n)) if with_bias else None
+        check(matrix(rng, m, k, "plain"), matrix(rng, k, n, "transposed"), bias, dtype)
+
+
+def test_an_empty_sum_is_the_bias():
+    rng = np.random.default_rng(13)
+    bias = bits_of(rng.standard_normal(20))
+    check(np.zeros((3, 0), np.uint16), np.zeros((0, 20), np.uint16), bias)
+    check(np.zeros((3, 0), np.uint16), np.zeros((0, 20), np.uint16))
+
+
+def test_the_same_bits_however_it_is_cut():
+    rng = np.random.default_rng(17)
+    a, b = matrix(rng, 70, 600, "plain"), matrix(rng, 600, 90, "plain")
+    whole = check(a, b).copy()
+    cut = check(a, b, cut=((0, 32, 33, 70), (0, 1, 48, 90)))
+    assert np.array_equal(whole, cut)
+
+
+def test_no_more_tiles_than_needed():
+    """Rests of up to a tile leave the second row or column of tiles out."""
+    rng = np.random.default_rng(19)
+    amx().products()
+    for m, n, tiles in ((16, 16, 1), (17, 16, 2), (16, 17, 2), (32, 32, 4), (33, 16, 3)):
+        check(matrix(rng, m, 64, "plain"), matrix(rng, 64, n, "plain"))
+        assert amx().products() == 2 * tiles
+
+
+def test_not_a_number_and_infinity_stay_where_they_are():
+    rng = np.random.default_rng(23)
+    a, b = bits_of(rng.standard_normal((20, 40))), bits_of(rng.standard_normal((40, 20)))
+    a[3, 5], b[7, 11] = 0x7FC0, 0x7F80  # NaN, infinity
+    c = np.zeros((20, 20), np.float32)
+    amx().multiply(a, b, c, None, 0, 20, 0, 20)
+    assert np.array_equal(np.isnan(c), np.arange(20)[:, None] * np.ones(20) == 3)
+    assert np.array_equal(np.isinf(c[:, 11]), np.arange(20) != 3)
+    assert np.all(np.isfinite(np.delete(np.delete(c, 3, 0), 11, 1)))
