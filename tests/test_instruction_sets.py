@@ -65,6 +65,15 @@ def test_value_and_gradients(isa, op, shapes, dtype):
     check_gradients(op, *args)
 
 
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("m", (7, 33, 70))
+def test_columns_of_a_wider_matrix(isa, m, dtype):
+    """A's rows are neighbours in memory, and several panels of them are packed together."""
+    wide, b = arguments(((800, 90), (800, 50)), dtype)
+    check_value(matmul, wide[:, 5 : 5 + m].mT, b)
+    check_value(matmul, wide[:31, 5 : 5 + m].mT, b[:31])
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.complex64), ids=str)
 @pytest.mark.parametrize(
     ("op", "shapes"),

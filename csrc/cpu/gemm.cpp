@@ -40,6 +40,8 @@ constexpr Dtype native() {
 // which lie in no cache, take half the time.
 constexpr int64_t kAhead = 4;
 constexpr int64_t kSmallItem = 4096, kCached = 1 << 20, kLine = 64;  // bytes
+// Steps along k for which several panels of A are packed in turn, where their rows share lines.
+constexpr int64_t kSharedLines = 32;
 
 // Bytes between the first and the last element of a matrix; 0 where they are many or unknown.
 int64_t small_span(int64_t rows, int64_t row, int64_t cols, int64_t col, int64_t size) {
@@ -67,13 +69,13 @@ struct Product<T, P>::Block {
   const P* b;  // packed panels, or B itself
   int64_t ldb;
   P* packed_b;  // [cols / nr][packed depth][nr]
-  P* packed_a;  // [packed depth][mr]
+  P* packed_a;  // [panels packed together][packed depth][mr]
   T* buffer;    // [rows][ld_buffer], real rows
   int64_t ld_buffer;
   T* bias;                                    // [cols], complex: [2][cols]
   int64_t *k_a, *k_s, *k_b, *k_b2, *k_index;  // [kc]
   int64_t *n_b, *n_b2, *n_index, *n_c;        // [nc]
-  int64_t *m_a, *m_s;                         // [mr]
+  int64_t *m_a, *m_s;                         // [rows of the panels packed together]
 };
 
 template <class T, class P>
@@ -172,14 +174,20 @@ void Product<T, P>::compute_blocks(const Item& item, int64_t m0, int64_t m1, int
   const int64_t buffer_rows = c_in_place_ ? 0 : std::min(kBufferRows, m1 - m0);
   const bool b_packed = !block.b_in_place, any_packed = b_packed || !a_in_place_;
   const int64_t size_b = b_packed ? cols * packed_depth(depth) : 0;
-  const int64_t size_a = a_in_place_ ? 0 : mr * packed_depth(depth);
+  // Where the rows of A are neighbours, a line of memory holds those of several panels. From four
+  // on (numbers of two bytes) they are packed together, for lines that are a multiple of 4 KiB
+  // apart do not stay in the cache; with two it is the slower way.
+  const bool neighbours = !a_in_place_ && m_a_ == 1 && k_a_ != 1 && k_a_ != kNoStep;
+  const int64_t shared = kLine / (panel_rows * size_a_);
+  const int64_t group = neighbours && shared >= 4 ? shared : 1;
+  const int64_t size_a = a_in_place_ ? 0 : group * mr * packed_depth(depth);
   const int64_t size_buffer = buffer_rows * entry * cols;
   const int64_t size_k = any_packed ? depth : 0;
   Scratch& scratch = Scratch::local();
   scratch.reserve(Scratch::size_of<P>(size_b) + Scratch::size_of<P>(size_a) +
                   Scratch::size_of<T>(size_buffer) + Scratch::size_of<T>(2 * cols) +
                   5 * Scratch::size_of<int64_t>(size_k) + 4 * Scratch::size_of<int64_t>(cols) +
-                  2 * Scratch::size_of<int64_t>(mr));
+                  2 * Scratch::size_of<int64_t>(group * mr));
   block.packed_b = scratch.template take<P>(size_b);
   block.packed_a = scratch.template take<P>(size_a);
   block.buffer = scratch.template take<T>(size_buffer);
@@ -191,8 +199,8 @@ void Product<T, P>::compute_blocks(const Item& item, int64_t m0, int64_t m1, int
   for (int64_t** list : {&block.n_b, &block.n_b2, &block.n_index, &block.n_c}) {
     *list = scratch.template take<int64_t>(cols);
   }
-  block.m_a = scratch.template take<int64_t>(mr);
-  block.m_s = scratch.template take<int64_t>(mr);
+  block.m_a = scratch.template take<int64_t>(group * mr);
+  block.m_s = scratch.template take<int64_t>(group * mr);
 
   struct TileState {
     explicit TileState(const GemmKernels<T, P>& kernels) : end(kernels.end) {
@@ -238,8 +246,11 @@ void Product<T, P>::compute_blocks(const Item& item, int64_t m0, int64_t m1, int
             a_row = m_a_;
             a_col = k_a_;
           } else {
-            if (block.depth > 0) pack_a(block, item, i, rows);
-            a = block.packed_a;
+            const int64_t member = (i - i0) / panel_rows % group;
+            if (block.depth > 0 && member == 0) {
+              pack_a(block, item, i, std::min(group * panel_rows, i1 - i));
+            }
+            a = block.packed_a + member * mr * packed_depth(block.depth);
           }
           T* c = block.buffer + (i - i0) * entry * block.ld_buffer;
           int64_t ldc = block.ld_buffer;
@@ -325,11 +336,33 @@ void Product<T, P>::pack_a(Block& block, const Item& item, int64_t i, int64_t ro
     source.scale_k_step = uniform_step(op_.k, &Dim::s, kNoStep);
     source.conj_scale = op_.conj_s;
   }
-  if (complex_) {
-    kernels_.pack_complex_rows(block.packed_a, kernels_.mr, rows, block.depth, source);
-  } else {
-    pack_runs(kernels_.pack_rows, block, op_.dtype_a, &Dim::a, block.packed_a, kernels_.mr, rows,
-              source);
+  const int64_t mr = kernels_.mr, panel_rows = tile_rows();
+  if (rows <= panel_rows && !complex_) {
+    pack_runs(kernels_.pack_rows, block, op_.dtype_a, &Dim::a, block.packed_a, mr, rows, source);
+    return;
+  }
+  const int64_t chunk = rows <= panel_rows ? block.depth : kSharedLines;
+  for (int64_t k = 0; k < block.depth; k += chunk) {
+    const int64_t depth = std::min(chunk, block.depth - k);
+    P* dst = block.packed_a + packed_depth(k) * mr;
+    source.k_offset = block.k_a + k;
+    if (op_.s != nullptr) source.scale_k_offset = block.k_s + k;
+    if (rows > panel_rows) {  // the lines of the next panels, which no hardware fetches early
+      const char* next = item.a + (block.m_a[0] + rows) * size_a_;
+      for (int64_t i = k; i < k + depth; ++i)
+        __builtin_prefetch(next + block.k_a[i] * size_a_, 0, 2);
+    }
+    for (int64_t row = 0; row < rows; row += panel_rows) {
+      const int64_t width = std::min(panel_rows, rows - row);
+      source.w_offset = block.m_a + row;
+      source.scale_w_offset = block.m_s + row;
+      if (complex_) {
+        kernels_.pack_complex_rows(dst, mr, width, depth, source);
+      } else {
+        kernels_.pack_rows(op_.dtype_a, dst, mr, width, depth, source);
+      }
+      dst += mr * packed_depth(block.depth);
+    }
   }
 }
 
