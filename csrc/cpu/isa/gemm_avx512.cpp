@@ -2,6 +2,7 @@
 #if defined(__x86_64__)
 
 #include <cstddef>
+#include <cstring>
 #include <type_traits>
 
 #include "gemm_kernels.h"

@@ -1,5 +1,6 @@
 // The gemm micro-kernels for any processor: 16-byte vectors.
 #include <cstddef>
+#include <cstring>
 #include <type_traits>
 
 #include "gemm_kernels.h"
