@@ -343,6 +343,16 @@ def test_without_a_gpu_one_sentence():
     )
 
 
+def test_the_parts_of_a_call(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    lines = importlib.import_module("calls").lines()
+    for call in lines.values():
+        call()
+    a, b = lines["matcalc_ext.matmul, forward + backward"]()
+    c, d = lines["torch.matmul, forward + backward"]()
+    torch.testing.assert_close((a, b), (c, d))
+
+
 def test_an_einsum_is_what_it_says():
     x1, x2, weight, bias = (torch.randn(s) for s in ((3, 2), (3, 4), (5, 2, 4), (5,)))
     expected = torch.nn.functional.bilinear(x1, x2, weight, bias)
