@@ -39,6 +39,10 @@ CASES = (
     (quadratic_symmetric, ((9, 49), (49, 49))),
     (nn_bilinear, ((9, 17), (9, 33), (18, 17, 33), (18,))),
     (nn_bilinear, ((9, 17), (9, 33), (3, 17, 33), (3,))),
+    # Sums over two dimensions, whose inner one holds whole pairs of bfloat16 numbers.
+    (nn_bilinear, ((70, 24), (70, 40), (16, 24, 40), (16,))),
+    (nn_bilinear, ((300, 30), (300, 50), (9, 30, 50), (9,))),
+    (matmul, ((3, 1, 10, 18), (2, 18, 50))),
 )
 
 

@@ -127,12 +127,18 @@ const void* one(Dtype dtype) {
 }
 
 #if defined(__x86_64__)
-// Whether dot products of pairs of bfloat16 numbers make it: of the numbers as they are stored, for
-// a generated operand would have to be rounded to bfloat16 first.
+// Whether dot products of pairs of bfloat16 numbers make it. A generated operand is rounded to
+// bfloat16 for them, as it is where the product of two inputs is a tensor.
 bool takes_pairs(const Contraction& op) {
-  return op.dtype_a == Dtype::kBFloat16 && op.dtype_b == Dtype::kBFloat16 && op.s == nullptr &&
-         op.fold == Fold::kNone && op.scale == 1 &&
-         uniform_step(op.k, &ContractionDim::a, kNoStep) != kNoStep &&
+  // Pairs do not straddle the runs of which the depth is made up.
+  const bool even_runs = op.k.count < 2 || op.k[op.k.count - 1].size % 2 == 0;
+  return op.dtype_a == Dtype::kBFloat16 && op.dtype_b == Dtype::kBFloat16 &&
+         op.fold == Fold::kNone && op.scale == 1 && even_runs;
+}
+
+// Tiles take operands as they are stored, of one step along the depth.
+bool takes_tiles(const Contraction& op) {
+  return op.s == nullptr && uniform_step(op.k, &ContractionDim::a, kNoStep) != kNoStep &&
          uniform_step(op.k, &ContractionDim::b, kNoStep) != kNoStep;
 }
 #endif
@@ -142,7 +148,7 @@ void contract_floating(const Contraction& op, bool bias_on_rows) {
     contract_typed(op, kernels<double>(), bias_on_rows);
 #if defined(__x86_64__)
   } else if (isa() >= Isa::kAvx512Bf16 && takes_pairs(op)) {
-    const bool tiles = isa() == Isa::kAmxBf16;
+    const bool tiles = isa() == Isa::kAmxBf16 && takes_tiles(op);
     contract_typed(op, tiles ? gemm_kernels_amxbf16() : gemm_kernels_avx512bf16(), bias_on_rows);
 #endif
   } else {

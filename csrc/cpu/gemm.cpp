@@ -403,7 +403,7 @@ void Product<T, P>::pack_runs(typename GemmKernels<T, P>::Pack pack, const Block
       source.scale_k_offset = scale_k_offset + k;
       source.scale_k_step = inner.s;
     }
-    pack(dtype, dst + k * panel, panel, width, run, source);
+    pack(dtype, dst + packed_depth(k) * panel, panel, width, run, source);
     k += run;
   }
 }

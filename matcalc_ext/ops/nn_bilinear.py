@@ -328,7 +328,8 @@ def nn_bilinear(
         (..., out), a new contiguous tensor. With an upstream gradient g, backward returns
         dx₁ = Σ_o g_o W_o x₂, dx₂ = Σ_o g_o W_oᵀ x₁, and, summed over (...), dW_o = Σ g_o x₁ x₂ᵀ and
         db = Σ g (the factors conjugated if complex). bfloat16 and float16 are summed in float32 and
-        rounded once.
+        rounded once; where the processor multiplies bfloat16, the products of two inputs that W or
+        g meets are rounded too.
 
     Raises:
         RuntimeError: the leading dimensions differ, the weight does not fit the inputs or the bias

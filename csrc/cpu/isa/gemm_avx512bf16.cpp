@@ -20,10 +20,65 @@ constexpr int kTileVectors = 3;
 
 #include "pair_kernels.inc"
 
+// to[0 ... n] = from[0 ... n] * factor, rounded to bfloat16.
+inline void copy_rounded(const Bf16* from, int64_t n, float factor, Bf16* to) {
+  const Vec<float> factors = Vec<float>::set1(factor);
+  for (int64_t i = 0; i < n; i += 16) {
+    const int64_t count = n - i < 16 ? n - i : 16;
+    (Vec<float>::load(from + i, count) * factors).store(to + i, count);
+  }
+}
+
+// One panel of a generated operand: each number is the product of two, rounded.
+void pack_products(BfPair* dst, int64_t width, int64_t depth, const PackSource& source) {
+  constexpr int64_t kDepth = 256;  // at a time
+  Bf16 products[kTileRows][kDepth];
+  const Bf16* src = static_cast<const Bf16*>(source.src);
+  const Bf16* scale = static_cast<const Bf16*>(source.scale);
+  const bool along = source.k_step == 1 && source.scale_k_step == 0;
+  const bool across = contiguous_across(source, width) && width == kTileRows &&
+                      source.scale_w_offset[width - 1] == source.scale_w_offset[0];
+  int64_t w_offset[kTileRows], k_offset[kDepth];
+  PackSource rows{};
+  rows.src = products;
+  rows.w_offset = w_offset;
+  rows.k_offset = k_offset;
+  rows.k_step = across ? kTileRows : 1;
+  for (int64_t w = 0; w < kTileRows; ++w) w_offset[w] = across ? w : w * kDepth;
+  for (int64_t k0 = 0; k0 < depth; k0 += kDepth) {
+    const int64_t count = depth - k0 < kDepth ? depth - k0 : kDepth;
+    const int64_t* from = source.k_offset + k0;
+    const int64_t* scale_from = source.scale_k_offset + k0;
+    k_offset[0] = 0;
+    if (across) {  // products[k] are the rows' kTileRows numbers of one k
+      Bf16* to = &products[0][0];
+      for (int64_t k = 0; k < count; ++k) {
+        const float factor = widen(scale[source.scale_w_offset[0] + scale_from[k]]);
+        copy_rounded(src + source.w_offset[0] + from[k], kTileRows, factor, to + k * kTileRows);
+      }
+    } else {
+      for (int64_t w = 0; w < width; ++w) {
+        const Bf16* row = src + source.w_offset[w];
+        const Bf16* factors = scale + source.scale_w_offset[w];
+        if (along) {
+          copy_rounded(row + from[0], count, widen(factors[scale_from[0]]), products[w]);
+        } else {
+          for (int64_t k = 0; k < count; ++k) {
+            narrow(widen(row[from[k]]) * widen(factors[scale_from[k]]), products[w][k]);
+          }
+        }
+      }
+    }
+    pack_pairs_panel<kTileRows>(dst + k0 / 2 * kTileRows, width, count, rows);
+  }
+}
+
 void pack_pairs(Dtype, BfPair* dst, int64_t panel, int64_t width, int64_t depth,
                 const PackSource& source) {
   constexpr int kCols = kTileVectors * Vec<float>::kWidth;
-  if (panel == kCols) {
+  if (source.scale != nullptr) {
+    pack_products(dst, width, depth, source);
+  } else if (panel == kCols) {
     pack_pairs_panel<kCols>(dst, width, depth, source);
   } else {
     pack_pairs_panel<kTileRows>(dst, width, depth, source);
