@@ -87,7 +87,8 @@ struct Product<T, P>::Block {
   P* packed_a;  // [panels packed together][packed depth][mr]
   T* buffer;    // [rows][ld_buffer], real rows
   int64_t ld_buffer;
-  T* bias;                                    // [cols], complex: [2][cols]
+  T* bias;  // [cols], complex: [2][ld_bias]
+  int64_t ld_bias;
   int64_t *k_a, *k_s, *k_b, *k_b2, *k_index;  // [kc]
   int64_t *n_b, *n_b2, *n_index, *n_c;        // [nc]
   int64_t *m_a, *m_s;                         // [rows of the panels packed together]
@@ -113,14 +114,22 @@ Product<T, P>::Product(const Contraction& op, const GemmKernels<T, P>& kernels, 
       m_c_(uniform_step(op.m, &Dim::c, kNoStep)),
       n_c_(uniform_step(op.n, &Dim::c, kNoStep)) {
   const bool plain = !complex_ && op.s == nullptr && op.scale == 1;
-  constexpr bool kReadable = kPair == 1;  // the tile can read what lies in memory
+  constexpr bool kReadable = kPair == 1;  // the tile can read B as it lies in memory
   c_in_place_ = op.dtype_c == native<T>() && (n_c_ == 1 || cols_ == 1) && m_c_ != kNoStep;
-  a_in_place_ =
-      kReadable && plain && op.dtype_a == native<T>() && m_a_ != kNoStep && k_a_ != kNoStep;
+  if constexpr (kReadable) {
+    a_in_place_ = plain && op.dtype_a == native<T>() && m_a_ != kNoStep && k_a_ != kNoStep;
+  } else {
+    // Neighbours along the depth are pairs as they lie, if none begins between two others. Tiles,
+    // which take whole steps of the depth, want them packed.
+    a_in_place_ = plain && kernels.depth_step == 1 && k_a_ == 1 && depth_ % kPair == 0 &&
+                  m_a_ != kNoStep && m_a_ % kPair == 0 &&
+                  reinterpret_cast<uintptr_t>(op.a) % sizeof(P) == 0;
+    for (const Dim& dim : op.batch) a_in_place_ = a_in_place_ && dim.a % kPair == 0;
+  }
   if (a_in_place_ && cols_ > 4 * kernels.nr) {
     // Each panel of A is read once for every panel of B: worth packing when its lines do not stay
     // in L1 together, or when a step along k goes to another line each time.
-    const int64_t bytes = m_a_ * static_cast<int64_t>(sizeof(T));
+    const int64_t bytes = m_a_ * size_a_;
     a_in_place_ = k_a_ == 1 && (bytes % kCollidingStep != 0 || kernels.mr < cache_ways());
   }
   b_readable_in_place_ = kReadable && !complex_ && op.dtype_b == native<T>() &&
@@ -206,7 +215,8 @@ void Product<T, P>::compute_blocks(const Item& item, int64_t m0, int64_t m1, int
   block.packed_b = scratch.template take<P>(size_b);
   block.packed_a = scratch.template take<P>(size_a);
   block.buffer = scratch.template take<T>(size_buffer);
-  block.ld_buffer = cols;
+  block.ld_buffer = m_c_ == n1 - n0 ? std::min(cols, n1 - n0) : cols;  // as C's, if that is dense
+  block.ld_bias = cols;
   block.bias = scratch.template take<T>(2 * cols);
   for (int64_t** list : {&block.k_a, &block.k_s, &block.k_b, &block.k_b2, &block.k_index}) {
     *list = any_packed ? scratch.template take<int64_t>(size_k) : nullptr;
@@ -257,9 +267,9 @@ void Product<T, P>::compute_blocks(const Item& item, int64_t m0, int64_t m1, int
           const P* a;
           int64_t a_row = 1, a_col = mr;
           if (a_in_place_) {
-            a = reinterpret_cast<const P*>(item.a) + i * m_a_ + k0 * k_a_;
-            a_row = m_a_;
-            a_col = k_a_;
+            a = reinterpret_cast<const P*>(item.a + (i * m_a_ + k0 * k_a_) * size_a_);
+            a_row = m_a_ / kPair;
+            a_col = kPair == 1 ? k_a_ : 1;
           } else {
             const int64_t member = (i - i0) / panel_rows % group;
             if (block.depth > 0 && member == 0) {
@@ -419,7 +429,7 @@ void Product<T, P>::load_bias(const Item& item, int64_t m0, int64_t m1, const Bl
       const Complex<T>* values = reinterpret_cast<const Complex<T>*>(bias) + first;
       for (int64_t j = 0; j < block.cols; ++j) {
         block.bias[j] = values[j * op_.bias_stride].re;
-        block.bias[block.ld_buffer + j] = values[j * op_.bias_stride].im;
+        block.bias[block.ld_bias + j] = values[j * op_.bias_stride].im;
       }
     } else {
       kernels_.load(op_.dtype, block.cols, bias + first * size_, op_.bias_stride, block.bias);
@@ -440,44 +450,58 @@ void Product<T, P>::load_bias(const Item& item, int64_t m0, int64_t m1, const Bl
 // Rounds the buffer into C.
 template <class T, class P>
 void Product<T, P>::store(const Item& item, int64_t m0, int64_t m1, const Block& block) const {
-  const bool bias = op_.bias != nullptr;
-  if (n_c_ == kNoStep || complex_) {
-    offsets_of(op_.n, &Dim::c, block.n0, block.n0 + block.cols, block.n_c);
+  const int64_t cols = block.cols, ld = block.ld_buffer, parts = complex_ ? 2 : 1;
+  if (op_.bias != nullptr) add_bias(m0, m1, block);
+  if (!complex_ && n_c_ == 1 && m_c_ == cols &&
+      ld == cols) {  // one run, however short the rows are
+    kernels_.store(op_.dtype_c, (m1 - m0) * cols, block.buffer, item.c + m0 * cols * size_c_, 1);
+    return;
   }
+  if (n_c_ == kNoStep) offsets_of(op_.n, &Dim::c, block.n0, block.n0 + cols, block.n_c);
   for (int64_t i = m0; i < m1; ++i) {
-    const int64_t offset = offset_of(op_.m, &Dim::c, i);
+    const T* row = block.buffer + parts * (i - m0) * ld;
+    char* c = item.c + offset_of(op_.m, &Dim::c, i) * size_c_;
     if (complex_) {
-      const T* re = block.buffer + 2 * (i - m0) * block.ld_buffer;
-      const T* im = re + block.ld_buffer;
-      Complex<T>* c = reinterpret_cast<Complex<T>*>(item.c) + offset;
-      const Complex<T>* row_bias =
-          bias && bias_on_rows_ ? static_cast<const Complex<T>*>(op_.bias) + i * op_.bias_stride
-                                : nullptr;
-      for (int64_t j = 0; j < block.cols; ++j) {
-        Complex<T> value{re[j], im[j]};
-        if (row_bias != nullptr) {
-          value = {value.re + row_bias->re, value.im + row_bias->im};
-        } else if (bias) {
-          value = {value.re + block.bias[j], value.im + block.bias[block.ld_buffer + j]};
+      Complex<T>* out = reinterpret_cast<Complex<T>*>(c);
+      if (n_c_ == 1) {
+        out += block.n0;
+        for (int64_t j = 0; j < cols; ++j) out[j] = {row[j], row[ld + j]};
+      } else {
+        for (int64_t j = 0; j < cols; ++j) {
+          const int64_t at = n_c_ == kNoStep ? block.n_c[j] : (block.n0 + j) * n_c_;
+          out[at] = {row[j], row[ld + j]};
         }
-        c[block.n_c[j]] = value;
       }
-      continue;
-    }
-    T* row = block.buffer + (i - m0) * block.ld_buffer;
-    if (bias && bias_on_rows_) {
-      T value;
-      bias_of_row(i, &value);
-      for (int64_t j = 0; j < block.cols; ++j) row[j] += value;
-    } else if (bias) {
-      for (int64_t j = 0; j < block.cols; ++j) row[j] += block.bias[j];
-    }
-    char* c = item.c + offset * size_c_;
-    if (n_c_ != kNoStep) {
-      kernels_.store(op_.dtype_c, block.cols, row, c + block.n0 * n_c_ * size_c_, n_c_);
+    } else if (n_c_ != kNoStep) {
+      kernels_.store(op_.dtype_c, cols, row, c + block.n0 * n_c_ * size_c_, n_c_);
     } else {
-      for (int64_t j = 0; j < block.cols; ++j) {
+      for (int64_t j = 0; j < cols; ++j) {
         kernels_.store(op_.dtype_c, 1, row + j, c + block.n_c[j] * size_c_, 1);
+      }
+    }
+  }
+}
+
+// Adds the bias to the sums in the buffer.
+template <class T, class P>
+void Product<T, P>::add_bias(int64_t m0, int64_t m1, const Block& block) const {
+  const int64_t parts = complex_ ? 2 : 1;
+  for (int64_t i = m0; i < m1; ++i) {
+    T* row = block.buffer + parts * (i - m0) * block.ld_buffer;
+    T value[2] = {};
+    if (bias_on_rows_ && complex_) {
+      const Complex<T> number = static_cast<const Complex<T>*>(op_.bias)[i * op_.bias_stride];
+      value[0] = number.re;
+      value[1] = number.im;
+    } else if (bias_on_rows_) {
+      bias_of_row(i, value);
+    }
+    for (int64_t part = 0; part < parts; ++part, row += block.ld_buffer) {
+      const T* bias = block.bias + part * block.ld_bias;
+      if (bias_on_rows_) {
+        for (int64_t j = 0; j < block.cols; ++j) row[j] += value[part];
+      } else {
+        for (int64_t j = 0; j < block.cols; ++j) row[j] += bias[j];
       }
     }
   }

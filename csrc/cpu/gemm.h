@@ -44,6 +44,7 @@ class Product {
                  int64_t ContractionDim::* stride, P* dst, int64_t panel, int64_t width,
                  PackSource source) const;
   void load_bias(const Item& item, int64_t m0, int64_t m1, const Block& block) const;
+  void add_bias(int64_t m0, int64_t m1, const Block& block) const;
   void store(const Item& item, int64_t m0, int64_t m1, const Block& block) const;
   const T* bias_of_row(int64_t row, T* value) const;
 
