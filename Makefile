@@ -52,7 +52,7 @@ check: build  ## test every op and derivative on this machine, in half a minute
 bench: build $(VENV)/.bench  ## time the ops against torch and others, in under five minutes
 	$(BIN)/python -m matcalc_ext bench --out build/bench $(BENCH_ARGS)
 
-bench-full: build $(VENV)/.bench  ## the same with all sizes and dtypes, in half an hour
+bench-full: build $(VENV)/.bench  ## the same with all sizes and dtypes, in a quarter of an hour
 	$(BIN)/python -m matcalc_ext bench --full --out build/bench-full $(BENCH_ARGS)
 
 # Needs nvcc, and no GPU: `make build` compiles these sources where torch is built for CUDA.

@@ -219,6 +219,7 @@ def test_files(tmp_path):
     report.write_json(tmp_path / "new" / "rows.json", where, rows)
     report.write_markdown(tmp_path / "new" / "rows.md", where, rows, "What it means.")
     plots.plot_ratios(tmp_path / "new" / "rows.png", "overhead", where, rows)
+    plots.plot_groups(tmp_path / "new" / "groups.png", "overhead", where, rows)
     assert plots.plot_shares(tmp_path / "new" / "roofs.png", "overhead", where, rows)
     assert report.read_json(tmp_path / "new" / "rows.json") == (where, rows)
     text = (tmp_path / "new" / "rows.md").read_text()
@@ -226,7 +227,7 @@ def test_files(tmp_path):
     assert "\n\n## A x float32\n\n| " in text
     assert "| n = 4096, forward " in text
     assert "numpy: no such dtype" in text
-    for name in ("rows.png", "roofs.png"):
+    for name in ("rows.png", "groups.png", "roofs.png"):
         assert (tmp_path / "new" / name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -280,7 +281,9 @@ def test_command(tmp_path, capsys):
     ]
     assert main([*arguments, "--out", str(second), "--compare", str(first)]) == 0
     assert "then / now" in capsys.readouterr().out
-    assert {"cpu.json", "cpu.md", "speedup.png"} == {path.name for path in second.iterdir()}
+    assert {"cpu.json", "cpu.md", "groups.png", "speedup.png"} == {
+        path.name for path in second.iterdir()
+    }
 
 
 def test_a_wrong_case_fails_the_command(monkeypatch, capsys):

@@ -70,28 +70,45 @@ void fetch(const char* from, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(from + at, kWrite);
 }
 
+// Around the tiles that a thread computes in a row.
+class TileState {
+ public:
+  TileState(void (*begin)(), void (*end)()) : end_(end) {
+    if (begin != nullptr) begin();
+  }
+  ~TileState() {
+    if (end_ != nullptr) end_();
+  }
+  TileState(const TileState&) = delete;
+  TileState& operator=(const TileState&) = delete;
+
+ private:
+  void (*end_)();
+};
+
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 }  // namespace
 
 template <class T, class P>
 struct Product<T, P>::Block {
-  int64_t n0, cols;  // columns n0 ... n0 + cols
+  int64_t max_rows, max_cols;  // in hand at a time
+  int64_t group;               // panels of A that are packed together
+  int64_t n0, cols;            // columns n0 ... n0 + cols
   int64_t k0, depth;
   bool b_in_place;
   bool accumulate;
-  int64_t k_step_a, k_step_s;
   const P* b;  // packed panels, or B itself
   int64_t ldb;
   P* packed_b;  // [cols / nr][packed depth][nr]
-  P* packed_a;  // [panels packed together][packed depth][mr]
+  P* packed_a;  // [group][packed depth][mr]
   T* buffer;    // [rows][ld_buffer], real rows
   int64_t ld_buffer;
   T* bias;  // [cols], complex: [2][ld_bias]
   int64_t ld_bias;
   int64_t *k_a, *k_s, *k_b, *k_b2, *k_index;  // [kc]
   int64_t *n_b, *n_b2, *n_index, *n_c;        // [nc]
-  int64_t *m_a, *m_s;                         // [rows of the panels packed together]
+  int64_t *m_a, *m_s;                         // [group * mr]
 };
 
 template <class T, class P>
@@ -183,35 +200,34 @@ const T* Product<T, P>::bias_of_row(int64_t row, T* value) const {
   return value;
 }
 
+// The sizes of the blocks for these rows and columns, and their working memory.
 template <class T, class P>
-void Product<T, P>::compute_blocks(const Item& item, int64_t m0, int64_t m1, int64_t n0,
-                                   int64_t n1) const {
-  const int64_t mr = kernels_.mr, nr = kernels_.nr;
-  const int64_t entry = complex_ ? 2 : 1;  // real rows, and real depth, of an entry
-  const int64_t depth_block = kernels_.kc * kPair / entry;
-  const int64_t panel_rows = mr / entry;
+typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_t n0,
+                                                  int64_t n1) const {
+  const int64_t mr = kernels_.mr, nr = kernels_.nr, panel_rows = tile_rows();
   Block block{};
   block.b_in_place = b_readable_in_place_ && m1 - m0 <= kUnpackedPanels * panel_rows;
-
   const int64_t cols = std::min<int64_t>(kernels_.nc, round_up(n1 - n0, nr));
-  const int64_t depth = std::min(depth_block, depth_);
-  const int64_t buffer_rows = c_in_place_ ? 0 : std::min(kBufferRows, m1 - m0);
-  const bool b_packed = !block.b_in_place, any_packed = b_packed || !a_in_place_;
-  const int64_t size_b = b_packed ? cols * packed_depth(depth) : 0;
+  const int64_t depth = std::min(depth_block(), depth_);
+  block.max_cols = cols;
+  block.max_rows = c_in_place_ ? m1 - m0 : std::min(kBufferRows, m1 - m0);
   // Where the rows of A are neighbours, a line of memory holds those of several panels. From four
   // on (numbers of two bytes) they are packed together, for lines that are a multiple of 4 KiB
   // apart do not stay in the cache; with two it is the slower way.
   const bool neighbours = !a_in_place_ && m_a_ == 1 && k_a_ != 1 && k_a_ != kNoStep;
   const int64_t shared = kLine / (panel_rows * size_a_);
-  const int64_t group = neighbours && shared >= 4 ? shared : 1;
-  const int64_t size_a = a_in_place_ ? 0 : group * mr * packed_depth(depth);
-  const int64_t size_buffer = buffer_rows * entry * cols;
-  const int64_t size_k = any_packed ? depth : 0;
+  block.group = neighbours && shared >= 4 ? shared : 1;
+
+  const bool b_packed = !block.b_in_place, any_packed = b_packed || !a_in_place_;
+  const int64_t size_b = b_packed ? cols * packed_depth(depth) : 0;
+  const int64_t size_a = a_in_place_ ? 0 : block.group * mr * packed_depth(depth);
+  const int64_t size_buffer = c_in_place_ ? 0 : block.max_rows * real_parts() * cols;
+  const int64_t size_k = any_packed ? depth : 0, size_m = block.group * mr;
   Scratch& scratch = Scratch::local();
   scratch.reserve(Scratch::size_of<P>(size_b) + Scratch::size_of<P>(size_a) +
                   Scratch::size_of<T>(size_buffer) + Scratch::size_of<T>(2 * cols) +
                   5 * Scratch::size_of<int64_t>(size_k) + 4 * Scratch::size_of<int64_t>(cols) +
-                  2 * Scratch::size_of<int64_t>(group * mr));
+                  2 * Scratch::size_of<int64_t>(size_m));
   block.packed_b = scratch.template take<P>(size_b);
   block.packed_a = scratch.template take<P>(size_a);
   block.buffer = scratch.template take<T>(size_buffer);
@@ -224,77 +240,85 @@ void Product<T, P>::compute_blocks(const Item& item, int64_t m0, int64_t m1, int
   for (int64_t** list : {&block.n_b, &block.n_b2, &block.n_index, &block.n_c}) {
     *list = scratch.template take<int64_t>(cols);
   }
-  block.m_a = scratch.template take<int64_t>(group * mr);
-  block.m_s = scratch.template take<int64_t>(group * mr);
+  block.m_a = scratch.template take<int64_t>(size_m);
+  block.m_s = scratch.template take<int64_t>(size_m);
+  return block;
+}
 
-  struct TileState {
-    explicit TileState(const GemmKernels<T, P>& kernels) : end(kernels.end) {
-      if (kernels.begin != nullptr) kernels.begin();
-    }
-    ~TileState() {
-      if (end != nullptr) end();
-    }
-    void (*end)();
-  } state(kernels_);
-
-  const int64_t chunk = c_in_place_ ? m1 - m0 : buffer_rows;
-  for (int64_t i0 = m0; i0 < m1; i0 += chunk) {
-    const int64_t i1 = std::min(m1, i0 + chunk);
-    for (int64_t j0 = n0; j0 < n1; j0 += cols) {
-      block.n0 = j0;
-      block.cols = std::min(cols, n1 - j0);
-      if (b_packed) {
-        offsets_of(op_.n, &Dim::b, j0, j0 + block.cols, block.n_b);
-        if (op_.fold != Fold::kNone) {
-          offsets_of(op_.n, &Dim::b2, j0, j0 + block.cols, block.n_b2);
-          const int64_t size = op_.n.count == 0 ? 1 : op_.n[op_.n.count - 1].size;
-          for (int64_t j = 0; j < block.cols; ++j) block.n_index[j] = (j0 + j) % size;
-        }
-      }
+template <class T, class P>
+void Product<T, P>::compute_blocks(const Item& item, int64_t m0, int64_t m1, int64_t n0,
+                                   int64_t n1) const {
+  Block block = plan(m0, m1, n0, n1);
+  const TileState state(kernels_.begin, kernels_.end);
+  for (int64_t i0 = m0; i0 < m1; i0 += block.max_rows) {
+    const int64_t i1 = std::min(m1, i0 + block.max_rows);
+    for (int64_t j0 = n0; j0 < n1; j0 += block.max_cols) {
+      load_cols(block, j0, std::min(j0 + block.max_cols, n1));
       block.accumulate = op_.bias != nullptr && c_in_place_;
       if (op_.bias != nullptr) load_bias(item, i0, i1, block);
       int64_t k0 = 0;
       do {  // once for an empty depth: C is then the bias or zero
-        load_depth(block, k0, std::min(depth_, k0 + depth_block));
+        load_depth(block, k0, std::min(depth_, k0 + depth_block()));
         if (block.b_in_place) {
           block.b = reinterpret_cast<const P*>(item.b) + j0 * n_b_ + k0 * k_b_;
           block.ldb = k_b_;
         } else if (block.depth > 0) {
           pack_b(block, item);
         }
-        for (int64_t i = i0; i < i1; i += panel_rows) {
-          const int64_t rows = std::min(panel_rows, i1 - i);
-          const P* a;
-          int64_t a_row = 1, a_col = mr;
-          if (a_in_place_) {
-            a = reinterpret_cast<const P*>(item.a + (i * m_a_ + k0 * k_a_) * size_a_);
-            a_row = m_a_ / kPair;
-            a_col = kPair == 1 ? k_a_ : 1;
-          } else {
-            const int64_t member = (i - i0) / panel_rows % group;
-            if (block.depth > 0 && member == 0) {
-              pack_a(block, item, i, std::min(group * panel_rows, i1 - i));
-            }
-            a = block.packed_a + member * mr * packed_depth(block.depth);
-          }
-          T* c = block.buffer + (i - i0) * entry * block.ld_buffer;
-          int64_t ldc = block.ld_buffer;
-          if (c_in_place_) {
-            c = reinterpret_cast<T*>(item.c) + i * m_c_ + j0 * n_c_;
-            ldc = m_c_;
-          }
-          const int64_t step_b = block.b_in_place ? nr : nr * packed_depth(block.depth);
-          for (int64_t j = 0; j < block.cols; j += nr) {
-            kernels_.tile(rows * entry, std::min(nr, block.cols - j), packed_depth(block.depth), a,
-                          a_row, a_col, block.b + j / nr * step_b, block.ldb, c + j, ldc,
-                          block.accumulate);
-          }
-        }
+        compute_panels(block, item, i0, i1);
         block.accumulate = true;
-        k0 += depth_block;
+        k0 += depth_block();
       } while (k0 < depth_);
       if (!c_in_place_) store(item, i0, i1, block);
     }
+  }
+}
+
+// One block of columns and of depth: each panel of A meets each panel of B.
+template <class T, class P>
+void Product<T, P>::compute_panels(Block& block, const Item& item, int64_t i0, int64_t i1) const {
+  const int64_t mr = kernels_.mr, nr = kernels_.nr, panel_rows = tile_rows();
+  const int64_t depth = packed_depth(block.depth);
+  const int64_t step_b = block.b_in_place ? nr : nr * depth;
+  for (int64_t i = i0; i < i1; i += panel_rows) {
+    const int64_t rows = std::min(panel_rows, i1 - i);
+    const P* a;
+    int64_t a_row = 1, a_col = mr;
+    if (a_in_place_) {
+      a = reinterpret_cast<const P*>(item.a + (i * m_a_ + block.k0 * k_a_) * size_a_);
+      a_row = m_a_ / kPair;
+      a_col = kPair == 1 ? k_a_ : 1;
+    } else {
+      const int64_t member = (i - i0) / panel_rows % block.group;
+      if (block.depth > 0 && member == 0) {
+        pack_a(block, item, i, std::min(block.group * panel_rows, i1 - i));
+      }
+      a = block.packed_a + member * mr * depth;
+    }
+    T* c = block.buffer + (i - i0) * real_parts() * block.ld_buffer;
+    int64_t ldc = block.ld_buffer;
+    if (c_in_place_) {
+      c = reinterpret_cast<T*>(item.c) + i * m_c_ + block.n0 * n_c_;
+      ldc = m_c_;
+    }
+    for (int64_t j = 0; j < block.cols; j += nr) {
+      kernels_.tile(rows * real_parts(), std::min(nr, block.cols - j), depth, a, a_row, a_col,
+                    block.b + j / nr * step_b, block.ldb, c + j, ldc, block.accumulate);
+    }
+  }
+}
+
+// The offsets of one block of columns.
+template <class T, class P>
+void Product<T, P>::load_cols(Block& block, int64_t n0, int64_t n1) const {
+  block.n0 = n0;
+  block.cols = n1 - n0;
+  if (block.b_in_place) return;
+  offsets_of(op_.n, &Dim::b, n0, n1, block.n_b);
+  if (op_.fold != Fold::kNone) {
+    offsets_of(op_.n, &Dim::b2, n0, n1, block.n_b2);
+    const int64_t size = op_.n.count == 0 ? 1 : op_.n[op_.n.count - 1].size;
+    for (int64_t j = n0; j < n1; ++j) block.n_index[j - n0] = j % size;
   }
 }
 
@@ -450,7 +474,7 @@ void Product<T, P>::load_bias(const Item& item, int64_t m0, int64_t m1, const Bl
 // Rounds the buffer into C.
 template <class T, class P>
 void Product<T, P>::store(const Item& item, int64_t m0, int64_t m1, const Block& block) const {
-  const int64_t cols = block.cols, ld = block.ld_buffer, parts = complex_ ? 2 : 1;
+  const int64_t cols = block.cols, ld = block.ld_buffer, parts = real_parts();
   if (op_.bias != nullptr) add_bias(m0, m1, block);
   if (!complex_ && n_c_ == 1 && m_c_ == cols &&
       ld == cols) {  // one run, however short the rows are
@@ -485,7 +509,7 @@ void Product<T, P>::store(const Item& item, int64_t m0, int64_t m1, const Block&
 // Adds the bias to the sums in the buffer.
 template <class T, class P>
 void Product<T, P>::add_bias(int64_t m0, int64_t m1, const Block& block) const {
-  const int64_t parts = complex_ ? 2 : 1;
+  const int64_t parts = real_parts();
   for (int64_t i = m0; i < m1; ++i) {
     T* row = block.buffer + parts * (i - m0) * block.ld_buffer;
     T value[2] = {};

@@ -21,7 +21,7 @@ class Product {
   int64_t rows() const { return rows_; }
   int64_t cols() const { return cols_; }
   int64_t depth() const { return depth_; }
-  int64_t tile_rows() const { return complex_ ? kernels_.mr / 2 : kernels_.mr; }
+  int64_t tile_rows() const { return kernels_.mr / real_parts(); }
   int64_t tile_cols() const { return kernels_.nr; }
 
   void compute(int64_t item, int64_t m0, int64_t m1, int64_t n0, int64_t n1) const;
@@ -36,7 +36,10 @@ class Product {
   struct Block;  // one block of columns and its working memory
 
   Item operands(int64_t item) const;
+  Block plan(int64_t m0, int64_t m1, int64_t n0, int64_t n1) const;
   void compute_blocks(const Item& item, int64_t m0, int64_t m1, int64_t n0, int64_t n1) const;
+  void compute_panels(Block& block, const Item& item, int64_t i0, int64_t i1) const;
+  void load_cols(Block& block, int64_t n0, int64_t n1) const;
   void load_depth(Block& block, int64_t k0, int64_t k1) const;
   void pack_b(Block& block, const Item& item) const;
   void pack_a(Block& block, const Item& item, int64_t i, int64_t rows) const;
@@ -49,6 +52,8 @@ class Product {
   const T* bias_of_row(int64_t row, T* value) const;
 
   static constexpr int64_t kPair = std::is_same_v<P, T> ? 1 : 2;
+  int64_t real_parts() const { return complex_ ? 2 : 1; }  // real rows, and real depth, of an entry
+  int64_t depth_block() const { return kernels_.kc * kPair / real_parts(); }
   // Packed elements along `depth` terms of the sum.
   int64_t packed_depth(int64_t depth) const {
     const int64_t packed = complex_ ? 2 * depth : (depth + kPair - 1) / kPair;

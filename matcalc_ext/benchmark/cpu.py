@@ -17,7 +17,7 @@ from .cases import TABLES, CaseMaker, Plan
 from .libraries import available
 from .measure import Effort, Row, measure, wall_clock
 from .memory import peak_of
-from .plots import plot_ratios, plot_shares
+from .plots import plot_groups, plot_ratios, plot_shares
 from .report import (
     print_comparison,
     print_rows,
@@ -45,7 +45,7 @@ LEGEND = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--full", action="store_true", help="all sizes and dtypes (half an hour)")
+    parser.add_argument("--full", action="store_true", help="all sizes and dtypes: 15 minutes")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, help="how often each takes its turn")
     parser.add_argument("--only", default="", help="only groups whose name contains this text")
@@ -120,6 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
         write_json(arguments.out / "cpu.json", where, rows)
         write_markdown(arguments.out / "cpu.md", where, rows, LEGEND)
         plot_ratios(arguments.out / "speedup.png", TITLE, where, rows)
+        plot_groups(arguments.out / "groups.png", TITLE, where, rows)
         plot_shares(arguments.out / "roofs.png", TITLE, where, rows)
         console.print(f"rows, tables and plots are in {arguments.out}", markup=False)
     if old and rows:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import geometric_mean
 from textwrap import wrap
 from typing import Any
 
@@ -30,26 +31,59 @@ def _title(figure: Any, title: str, where: Environment) -> None:
     figure.suptitle("\n".join([title, *wrap(words, 110)]), fontsize=9)
 
 
-def plot_ratios(path: Path, title: str, where: Environment, rows: Sequence[Row]) -> None:
-    """Bars: how many times faster than the best peer ours is in each case."""
-    rows = [row for row in rows if row.best]
-    figure, axes = pyplot().subplots(figsize=(10, 1.5 + 0.2 * len(rows)), layout="constrained")
-    places = range(len(rows))
-    ratios = [row.ratio for row in rows]
-    low = [row.ratio - row.spread[0] for row in rows]
-    high = [row.spread[1] - row.ratio for row in rows]
+def _bars(
+    path: Path,
+    title: str,
+    where: Environment,
+    names: Sequence[str],
+    ratios: Sequence[float],
+    ranges: Sequence[tuple[float, float]],
+) -> None:
+    figure, axes = pyplot().subplots(figsize=(10, 1.5 + 0.2 * len(names)), layout="constrained")
+    places = range(len(names))
+    low = [ratio - least for ratio, (least, _) in zip(ratios, ranges, strict=True)]
+    high = [most - ratio for ratio, (_, most) in zip(ratios, ranges, strict=True)]
     colours = ["tab:green" if ratio >= 1 else "tab:orange" for ratio in ratios]
     axes.barh(places, ratios, xerr=[low, high], color=colours, capsize=2)
-    axes.set_yticks(places, [f"{row.group}: {row.case}" for row in rows], fontsize=7)
+    axes.set_yticks(places, names, fontsize=7)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log", base=2)
     ticks = [2.0**i for i in range(-2, 10) if min(ratios) / 2 < 2.0**i < max(ratios) * 2]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.margins(y=0.01)
     axes.invert_yaxis()
-    axes.set_xlabel("time of the best peer / ours (above 1: ours is faster)")
+    axes.set_xlabel("time of the fastest way in torch / ours (above 1: ours is faster)")
     _title(figure, title, where)
     _save(figure, path)
+
+
+def plot_ratios(path: Path, title: str, where: Environment, rows: Sequence[Row]) -> None:
+    """How many times faster than the fastest way in torch ours is in each case, with the spread."""
+    rows = [row for row in rows if row.best]
+    _bars(
+        path,
+        title,
+        where,
+        [f"{row.group}: {row.case}" for row in rows],
+        [row.ratio for row in rows],
+        [row.spread for row in rows],
+    )
+
+
+def plot_groups(path: Path, title: str, where: Environment, rows: Sequence[Row]) -> None:
+    """The same for each group: the geometric mean of its cases, with the least and the greatest."""
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        if row.best:
+            groups.setdefault(row.group, []).append(row.ratio)
+    _bars(
+        path,
+        f"{title}: mean of each group's cases, with the least and the greatest",
+        where,
+        list(groups),
+        list(map(geometric_mean, groups.values())),
+        [(min(ratios), max(ratios)) for ratios in groups.values()],
+    )
 
 
 def plot_shares(path: Path, title: str, where: Environment, rows: Sequence[Row]) -> bool:
