@@ -141,20 +141,20 @@ def test_turns(monkeypatch):
     """Each of three in each round, after as long untimed; slow ones are called once."""
     monkeypatch.setattr("time.sleep", lambda seconds: calls.append(("sleep", seconds)))
     calls = []
-    seconds = {"fast": 0.25, "middle": 0.5, "slow": 8.0}
+    seconds = {"fast": 0.0625, "middle": 0.125, "slow": 8.0}
 
     def clock(function, repeats):
         calls.append((function, repeats))
         return seconds[function] * repeats
 
-    effort = Effort(rounds=3, least=1.0, settle=0.5)
-    assert time_in_turn(list(seconds), clock, effort) == [[0.25] * 3, [0.5] * 3, [8.0] * 3]
-    round_ = [("fast", 2), ("fast", 4), ("sleep", 0.5), ("middle", 2), ("sleep", 0.5), ("slow", 1)]
-    assert calls[5:] == round_ * 3
+    effort = Effort(rounds=3, least=1.0, settle=0.1)
+    assert time_in_turn(list(seconds), clock, effort) == [[0.0625] * 3, [0.125] * 3, [8.0] * 3]
+    fast, middle = [("fast", 2), ("fast", 16)], [("middle", 1), ("middle", 8)]
+    assert calls[5:] == [*fast, *middle, ("sleep", 0.1), ("slow", 1)] * 3
     few = time_in_turn(list(seconds), clock, replace(effort, rounds=100, most=40))
     assert [len(rounds) for rounds in few] == [3] * 3
     more = time_in_turn(["fast", "middle"], clock, replace(effort, rounds=100, most=40))
-    assert [len(rounds) for rounds in more] == [13] * 2
+    assert [len(rounds) for rounds in more] == [18] * 2
 
 
 def test_a_peer_that_disturbs_is_timed_after_the_others():

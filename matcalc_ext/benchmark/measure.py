@@ -16,6 +16,7 @@ Result = Any
 Call = Callable[[], Result]
 Clock = Callable[[Call, int], float]  # seconds that so many calls take
 # Where the processor has no instruction for a dtype, the limit is that of the dtype it widens to.
+LONG = 0.2  # seconds
 # Seconds for which an idle thread of OpenBLAS keeps its processor busy (60 ms and more, measured).
 SPINNING = 0.15
 FALLBACK_ROOF = {"bfloat16": "float32"}
@@ -149,7 +150,9 @@ class Effort:
     least: float  # one turn, which is of as many calls as that takes, and one at least
     most: float = math.inf  # one case, at which the rounds are cut, to three at least
     # Before each turn, untimed: a library's threads go on spinning for milliseconds after its last
-    # call, and meanwhile the threads of another have one processor less.
+    # call, and meanwhile the threads of another have one processor less; and a virtual machine may
+    # have given back the memory that a function used in its last turn. What takes longer than
+    # LONG does not notice, and waits instead of being called.
     settle: float = 0
 
 
@@ -166,7 +169,7 @@ def time_in_turn(functions: Sequence[Call], clock: Clock, effort: Effort) -> lis
     seconds: list[list[float]] = [[] for _ in functions]
     for _ in range(rounds):
         for function, took, kept in zip(functions, times, seconds, strict=True):
-            if took < effort.settle:
+            if took < LONG:
                 clock(function, math.ceil(effort.settle / took))
             else:
                 time.sleep(effort.settle)
