@@ -2,10 +2,11 @@
 // stay in L2; each panel of mr rows of A (packed, or read where it lies) then meets every panel of
 // B in the register tile.
 //
-//   for columns in blocks of nc      C block: m x nc, straight in C or in a float buffer
-//     for depth in blocks of kc      B block packed: kc x nc, half of L2
-//       for rows in panels of mr     A panel: mr x kc, a third of L1
-//         for columns in panels of nr: tile
+//   for columns in groups of blocks      C group: straight in C, or in a float buffer
+//     for depth in blocks of kc          A packed, where it is: once for the group
+//       for columns in blocks of nc      B block packed: kc x nc, half of L2
+//         for rows in panels of mr       A panel: mr x kc, a third of L1
+//           for columns in panels of nr: tile
 //
 // kc is the same for all sizes and depth blocks are added in ascending order, so an element of C
 // is the same sum however the rest of the product is cut up. Low precisions, complex numbers and
@@ -27,8 +28,14 @@ namespace {
 
 using Dim = ContractionDim;
 
-// Rows of C that are summed in the buffer at a time: 512 x nc floats are about 0.7 MiB.
-constexpr int64_t kBufferRows = 512;
+// Rows in hand at a time where A is packed or C is summed in the buffer, and the bytes of C of a
+// group of columns: each packed panel of A serves four blocks of columns, with float32 and float64,
+// and each of B 64 panels of A. Packed once for each block, A^T B lost 10 % more to packing.
+constexpr int64_t kRows = 512;
+constexpr int64_t kGroupBytes = 11 << 18;  // 2.75 MiB
+// An A that is read in place and does not stay in the caches, in bytes: groups of columns pay for
+// it too (float64 at n = 2048: 217 to 226 Gflop/s), but cost 1 % where it does.
+constexpr int64_t kReadAgain = 16 << 20;
 // Up to so many panels of A, packing B costs more than it saves.
 constexpr int64_t kUnpackedPanels = 3;
 // Row steps that are multiples of so many bytes map the rows of a panel to few cache sets.
@@ -92,23 +99,25 @@ int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step
 
 template <class T, class P>
 struct Product<T, P>::Block {
-  int64_t max_rows, max_cols;  // in hand at a time
-  int64_t group;               // panels of A that are packed together
-  int64_t n0, cols;            // columns n0 ... n0 + cols
+  int64_t max_rows, max_group, max_cols;  // in hand at a time
+  int64_t packed_rows;                    // rows of A that are packed at a time
+  int64_t sharing;                        // panels of A whose rows share lines of memory
+  int64_t n0, group;                      // a group of columns, n0 ... n0 + group
+  int64_t j0, cols;                       // a block of them, n0 + j0 ... n0 + j0 + cols
   int64_t k0, depth;
   bool b_in_place;
   bool accumulate;
   const P* b;  // packed panels, or B itself
   int64_t ldb;
   P* packed_b;  // [cols / nr][packed depth][nr]
-  P* packed_a;  // [group][packed depth][mr]
+  P* packed_a;  // [packed rows / mr][packed depth][mr]
   T* buffer;    // [rows][ld_buffer], real rows
   int64_t ld_buffer;
-  T* bias;  // [cols], complex: [2][ld_bias]
+  T* bias;  // [group], complex: [2][ld_bias]
   int64_t ld_bias;
   int64_t *k_a, *k_s, *k_b, *k_b2, *k_index;  // [kc]
-  int64_t *n_b, *n_b2, *n_index, *n_c;        // [nc]
-  int64_t *m_a, *m_s;                         // [group * mr]
+  int64_t *n_b, *n_b2, *n_index, *n_c;        // [group]
+  int64_t *m_a, *m_s;                         // [packed rows]
 };
 
 template <class T, class P>
@@ -205,24 +214,34 @@ template <class T, class P>
 typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_t n0,
                                                   int64_t n1) const {
   const int64_t mr = kernels_.mr, nr = kernels_.nr, panel_rows = tile_rows();
+  const int64_t rows = m1 - m0, all_cols = round_up(n1 - n0, nr);
   Block block{};
-  block.b_in_place = b_readable_in_place_ && m1 - m0 <= kUnpackedPanels * panel_rows;
-  const int64_t cols = std::min<int64_t>(kernels_.nc, round_up(n1 - n0, nr));
-  const int64_t depth = std::min(depth_block(), depth_);
-  block.max_cols = cols;
-  block.max_rows = c_in_place_ ? m1 - m0 : std::min(kBufferRows, m1 - m0);
+  block.b_in_place = b_readable_in_place_ && rows <= kUnpackedPanels * panel_rows;
+  block.max_cols = std::min<int64_t>(kernels_.nc, all_cols);
+  const bool grouped =
+      all_cols > block.max_cols && (!a_in_place_ || rows * depth_ * size_a_ >= kReadAgain);
+  block.max_rows = c_in_place_ && !grouped ? rows : std::min(kRows / panel_rows * panel_rows, rows);
+  block.max_group = block.max_cols;
+  if (grouped) {
+    const int64_t row_bytes = block.max_rows * real_parts() * static_cast<int64_t>(sizeof(T));
+    const int64_t blocks = std::max<int64_t>(1, kGroupBytes / (row_bytes * block.max_cols));
+    block.max_group = std::min(blocks * block.max_cols, all_cols);
+  }
   // Where the rows of A are neighbours, a line of memory holds those of several panels. From four
   // on (numbers of two bytes) they are packed together, for lines that are a multiple of 4 KiB
   // apart do not stay in the cache; with two it is the slower way.
   const bool neighbours = !a_in_place_ && m_a_ == 1 && k_a_ != 1 && k_a_ != kNoStep;
   const int64_t shared = kLine / (panel_rows * size_a_);
-  block.group = neighbours && shared >= 4 ? shared : 1;
+  block.sharing = neighbours && shared >= 4 ? shared : 1;
+  block.packed_rows = round_up(grouped ? block.max_rows : panel_rows, block.sharing * panel_rows);
 
   const bool b_packed = !block.b_in_place, any_packed = b_packed || !a_in_place_;
-  const int64_t size_b = b_packed ? cols * packed_depth(depth) : 0;
-  const int64_t size_a = a_in_place_ ? 0 : block.group * mr * packed_depth(depth);
+  const int64_t depth = std::min(depth_block(), depth_), cols = block.max_group;
+  const int64_t size_b = b_packed ? block.max_cols * packed_depth(depth) : 0;
+  const int64_t size_m = a_in_place_ ? 0 : block.packed_rows;
+  const int64_t size_a = size_m / panel_rows * mr * packed_depth(depth);
   const int64_t size_buffer = c_in_place_ ? 0 : block.max_rows * real_parts() * cols;
-  const int64_t size_k = any_packed ? depth : 0, size_m = block.group * mr;
+  const int64_t size_k = any_packed ? depth : 0;
   Scratch& scratch = Scratch::local();
   scratch.reserve(Scratch::size_of<P>(size_b) + Scratch::size_of<P>(size_a) +
                   Scratch::size_of<T>(size_buffer) + Scratch::size_of<T>(2 * cols) +
@@ -252,20 +271,18 @@ void Product<T, P>::compute_blocks(const Item& item, int64_t m0, int64_t m1, int
   const TileState state(kernels_.begin, kernels_.end);
   for (int64_t i0 = m0; i0 < m1; i0 += block.max_rows) {
     const int64_t i1 = std::min(m1, i0 + block.max_rows);
-    for (int64_t j0 = n0; j0 < n1; j0 += block.max_cols) {
-      load_cols(block, j0, std::min(j0 + block.max_cols, n1));
+    for (int64_t g0 = n0; g0 < n1; g0 += block.max_group) {
+      load_cols(block, g0, std::min(g0 + block.max_group, n1));
       block.accumulate = op_.bias != nullptr && c_in_place_;
       if (op_.bias != nullptr) load_bias(item, i0, i1, block);
       int64_t k0 = 0;
       do {  // once for an empty depth: C is then the bias or zero
         load_depth(block, k0, std::min(depth_, k0 + depth_block()));
-        if (block.b_in_place) {
-          block.b = reinterpret_cast<const P*>(item.b) + j0 * n_b_ + k0 * k_b_;
-          block.ldb = k_b_;
-        } else if (block.depth > 0) {
-          pack_b(block, item);
+        for (block.j0 = 0; block.j0 < block.group; block.j0 += block.max_cols) {
+          block.cols = std::min(block.max_cols, block.group - block.j0);
+          load_b(block, item);
+          compute_panels(block, item, i0, i1);
         }
-        compute_panels(block, item, i0, i1);
         block.accumulate = true;
         k0 += depth_block();
       } while (k0 < depth_);
@@ -280,6 +297,7 @@ void Product<T, P>::compute_panels(Block& block, const Item& item, int64_t i0, i
   const int64_t mr = kernels_.mr, nr = kernels_.nr, panel_rows = tile_rows();
   const int64_t depth = packed_depth(block.depth);
   const int64_t step_b = block.b_in_place ? nr : nr * depth;
+  const bool all_packed = block.j0 > 0 && block.packed_rows >= i1 - i0;
   for (int64_t i = i0; i < i1; i += panel_rows) {
     const int64_t rows = std::min(panel_rows, i1 - i);
     const P* a;
@@ -289,16 +307,16 @@ void Product<T, P>::compute_panels(Block& block, const Item& item, int64_t i0, i
       a_row = m_a_ / kPair;
       a_col = kPair == 1 ? k_a_ : 1;
     } else {
-      const int64_t member = (i - i0) / panel_rows % block.group;
-      if (block.depth > 0 && member == 0) {
-        pack_a(block, item, i, std::min(block.group * panel_rows, i1 - i));
+      const int64_t row = (i - i0) % block.packed_rows;
+      if (row == 0 && block.depth > 0 && !all_packed) {
+        pack_a(block, item, i, std::min(block.packed_rows, i1 - i));
       }
-      a = block.packed_a + member * mr * depth;
+      a = block.packed_a + row / panel_rows * mr * depth;
     }
-    T* c = block.buffer + (i - i0) * real_parts() * block.ld_buffer;
+    T* c = block.buffer + (i - i0) * real_parts() * block.ld_buffer + block.j0;
     int64_t ldc = block.ld_buffer;
     if (c_in_place_) {
-      c = reinterpret_cast<T*>(item.c) + i * m_c_ + block.n0 * n_c_;
+      c = reinterpret_cast<T*>(item.c) + i * m_c_ + (block.n0 + block.j0) * n_c_;
       ldc = m_c_;
     }
     for (int64_t j = 0; j < block.cols; j += nr) {
@@ -308,11 +326,11 @@ void Product<T, P>::compute_panels(Block& block, const Item& item, int64_t i0, i
   }
 }
 
-// The offsets of one block of columns.
+// The offsets of one group of columns.
 template <class T, class P>
 void Product<T, P>::load_cols(Block& block, int64_t n0, int64_t n1) const {
   block.n0 = n0;
-  block.cols = n1 - n0;
+  block.group = n1 - n0;
   if (block.b_in_place) return;
   offsets_of(op_.n, &Dim::b, n0, n1, block.n_b);
   if (op_.fold != Fold::kNone) {
@@ -338,6 +356,17 @@ void Product<T, P>::load_depth(Block& block, int64_t k0, int64_t k1) const {
   }
 }
 
+// B's block of columns and depth: packed, or where it lies.
+template <class T, class P>
+void Product<T, P>::load_b(Block& block, const Item& item) const {
+  if (block.b_in_place) {
+    block.b = reinterpret_cast<const P*>(item.b) + (block.n0 + block.j0) * n_b_ + block.k0 * k_b_;
+    block.ldb = k_b_;
+  } else if (block.depth > 0) {
+    pack_b(block, item);
+  }
+}
+
 template <class T, class P>
 void Product<T, P>::pack_b(Block& block, const Item& item) const {
   const int64_t nr = kernels_.nr;
@@ -352,9 +381,9 @@ void Product<T, P>::pack_b(Block& block, const Item& item) const {
   source.factor = 1;
   for (int64_t j = 0; j < block.cols; j += nr) {
     const int64_t width = std::min(nr, block.cols - j);
-    source.w_offset = block.n_b + j;
-    source.w_offset2 = block.n_b2 + j;
-    source.w_index = block.n_index + j;
+    source.w_offset = block.n_b + block.j0 + j;
+    source.w_offset2 = block.n_b2 + block.j0 + j;
+    source.w_index = block.n_index + block.j0 + j;
     P* panel = block.packed_b + j * packed_depth(block.depth);
     if (complex_) {
       kernels_.pack_complex_cols(panel, nr, width, block.depth, source);
@@ -366,13 +395,12 @@ void Product<T, P>::pack_b(Block& block, const Item& item) const {
   block.ldb = nr;
 }
 
+// Rows i ... i + rows of A, a panel after the other.
 template <class T, class P>
 void Product<T, P>::pack_a(Block& block, const Item& item, int64_t i, int64_t rows) const {
   offsets_of(op_.m, &Dim::a, i, i + rows, block.m_a);
   PackSource source{};
   source.src = item.a;
-  source.w_offset = block.m_a;
-  source.k_offset = block.k_a;
   source.k_step = k_a_;
   source.conj = op_.conj_a;
   source.fold = Fold::kNone;
@@ -380,32 +408,48 @@ void Product<T, P>::pack_a(Block& block, const Item& item, int64_t i, int64_t ro
   if (op_.s != nullptr) {
     offsets_of(op_.m, &Dim::s, i, i + rows, block.m_s);
     source.scale = item.s;
-    source.scale_w_offset = block.m_s;
-    source.scale_k_offset = block.k_s;
     source.scale_k_step = uniform_step(op_.k, &Dim::s, kNoStep);
     source.conj_scale = op_.conj_s;
   }
+  const int64_t together = block.sharing * tile_rows();
+  P* dst = block.packed_a;
+  for (int64_t row = 0; row < rows; row += together) {
+    source.w_offset = block.m_a + row;
+    source.scale_w_offset = block.m_s + row;
+    source.k_offset = block.k_a;
+    source.scale_k_offset = block.k_s;
+    pack_panels(block, item, std::min(together, rows - row), source, dst);
+    dst += block.sharing * kernels_.mr * packed_depth(block.depth);
+  }
+}
+
+// Panels whose rows share lines of memory, so many steps of the depth at a time.
+template <class T, class P>
+void Product<T, P>::pack_panels(const Block& block, const Item& item, int64_t rows,
+                                PackSource source, P* packed) const {
   const int64_t mr = kernels_.mr, panel_rows = tile_rows();
   if (rows <= panel_rows && !complex_) {
-    pack_runs(kernels_.pack_rows, block, op_.dtype_a, &Dim::a, block.packed_a, mr, rows, source);
+    pack_runs(kernels_.pack_rows, block, op_.dtype_a, &Dim::a, packed, mr, rows, source);
     return;
   }
+  const int64_t* w_offset = source.w_offset;
+  const int64_t* scale_w_offset = source.scale_w_offset;
   const int64_t chunk = rows <= panel_rows ? block.depth : kSharedLines;
   for (int64_t k = 0; k < block.depth; k += chunk) {
     const int64_t depth = std::min(chunk, block.depth - k);
-    P* dst = block.packed_a + packed_depth(k) * mr;
+    P* dst = packed + packed_depth(k) * mr;
     source.k_offset = block.k_a + k;
     if (op_.s != nullptr) source.scale_k_offset = block.k_s + k;
     if (rows > panel_rows) {  // the lines of the next panels, which no hardware fetches early
-      const char* next = item.a + (block.m_a[0] + rows) * size_a_;
+      const char* next = item.a + (w_offset[0] + rows) * size_a_;
       for (int64_t i = k; i < k + depth; ++i) {
         __builtin_prefetch(next + block.k_a[i] * size_a_, 0, 2);
       }
     }
     for (int64_t row = 0; row < rows; row += panel_rows) {
       const int64_t width = std::min(panel_rows, rows - row);
-      source.w_offset = block.m_a + row;
-      source.scale_w_offset = block.m_s + row;
+      source.w_offset = w_offset + row;
+      source.scale_w_offset = scale_w_offset + row;
       if (complex_) {
         kernels_.pack_complex_rows(dst, mr, width, depth, source);
       } else {
@@ -442,7 +486,7 @@ void Product<T, P>::pack_runs(typename GemmKernels<T, P>::Pack pack, const Block
   }
 }
 
-// Loads the bias of a block of columns; where C is summed in place, writes it there as the value
+// Loads the bias of a group of columns; where C is summed in place, writes it there as the value
 // that the sums are added to.
 template <class T, class P>
 void Product<T, P>::load_bias(const Item& item, int64_t m0, int64_t m1, const Block& block) const {
@@ -451,12 +495,12 @@ void Product<T, P>::load_bias(const Item& item, int64_t m0, int64_t m1, const Bl
     const int64_t first = block.n0 * op_.bias_stride;
     if (complex_) {
       const Complex<T>* values = reinterpret_cast<const Complex<T>*>(bias) + first;
-      for (int64_t j = 0; j < block.cols; ++j) {
+      for (int64_t j = 0; j < block.group; ++j) {
         block.bias[j] = values[j * op_.bias_stride].re;
         block.bias[block.ld_bias + j] = values[j * op_.bias_stride].im;
       }
     } else {
-      kernels_.load(op_.dtype, block.cols, bias + first * size_, op_.bias_stride, block.bias);
+      kernels_.load(op_.dtype, block.group, bias + first * size_, op_.bias_stride, block.bias);
     }
   }
   if (!c_in_place_) return;
@@ -464,9 +508,9 @@ void Product<T, P>::load_bias(const Item& item, int64_t m0, int64_t m1, const Bl
     T* row = reinterpret_cast<T*>(item.c) + i * m_c_ + block.n0 * n_c_;
     if (bias_on_rows_) {
       T value;
-      std::fill_n(row, block.cols, *bias_of_row(i, &value));
+      std::fill_n(row, block.group, *bias_of_row(i, &value));
     } else {
-      std::copy_n(block.bias, block.cols, row);
+      std::copy_n(block.bias, block.group, row);
     }
   }
 }
@@ -474,7 +518,7 @@ void Product<T, P>::load_bias(const Item& item, int64_t m0, int64_t m1, const Bl
 // Rounds the buffer into C.
 template <class T, class P>
 void Product<T, P>::store(const Item& item, int64_t m0, int64_t m1, const Block& block) const {
-  const int64_t cols = block.cols, ld = block.ld_buffer, parts = real_parts();
+  const int64_t cols = block.group, ld = block.ld_buffer, parts = real_parts();
   if (op_.bias != nullptr) add_bias(m0, m1, block);
   if (!complex_ && n_c_ == 1 && m_c_ == cols &&
       ld == cols) {  // one run, however short the rows are
@@ -523,9 +567,9 @@ void Product<T, P>::add_bias(int64_t m0, int64_t m1, const Block& block) const {
     for (int64_t part = 0; part < parts; ++part, row += block.ld_buffer) {
       const T* bias = block.bias + part * block.ld_bias;
       if (bias_on_rows_) {
-        for (int64_t j = 0; j < block.cols; ++j) row[j] += value[part];
+        for (int64_t j = 0; j < block.group; ++j) row[j] += value[part];
       } else {
-        for (int64_t j = 0; j < block.cols; ++j) row[j] += bias[j];
+        for (int64_t j = 0; j < block.group; ++j) row[j] += bias[j];
       }
     }
   }

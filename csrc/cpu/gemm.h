@@ -33,7 +33,7 @@ class Product {
     const char *a, *s, *b;
     char* c;
   };
-  struct Block;  // one block of columns and its working memory
+  struct Block;  // one group of columns, a block of it, and their working memory
 
   Item operands(int64_t item) const;
   Block plan(int64_t m0, int64_t m1, int64_t n0, int64_t n1) const;
@@ -41,8 +41,11 @@ class Product {
   void compute_panels(Block& block, const Item& item, int64_t i0, int64_t i1) const;
   void load_cols(Block& block, int64_t n0, int64_t n1) const;
   void load_depth(Block& block, int64_t k0, int64_t k1) const;
+  void load_b(Block& block, const Item& item) const;
   void pack_b(Block& block, const Item& item) const;
   void pack_a(Block& block, const Item& item, int64_t i, int64_t rows) const;
+  void pack_panels(const Block& block, const Item& item, int64_t rows, PackSource source,
+                   P* packed) const;
   void pack_runs(typename GemmKernels<T, P>::Pack pack, const Block& block, Dtype dtype,
                  int64_t ContractionDim::* stride, P* dst, int64_t panel, int64_t width,
                  PackSource source) const;
