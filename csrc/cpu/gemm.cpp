@@ -411,6 +411,9 @@ void Product<T, P>::pack_a(Block& block, const Item& item, int64_t i, int64_t ro
     source.scale_k_step = uniform_step(op_.k, &Dim::s, kNoStep);
     source.conj_scale = op_.conj_s;
   }
+  // The next panel of a tall A, whose rows are too short for the hardware to see them coming.
+  const int64_t span = small_span(rows, m_a_, block.depth, k_a_, size_a_);
+  if (span > 0 && i + 2 * rows <= rows_) fetch<0>(item.a + (i + rows) * m_a_ * size_a_, span);
   const int64_t together = block.sharing * tile_rows();
   P* dst = block.packed_a;
   for (int64_t row = 0; row < rows; row += together) {
@@ -530,14 +533,11 @@ void Product<T, P>::store(const Item& item, int64_t m0, int64_t m1, const Block&
     const T* row = block.buffer + parts * (i - m0) * ld;
     char* c = item.c + offset_of(op_.m, &Dim::c, i) * size_c_;
     if (complex_) {
-      Complex<T>* out = reinterpret_cast<Complex<T>*>(c);
-      if (n_c_ == 1) {
-        out += block.n0;
-        for (int64_t j = 0; j < cols; ++j) out[j] = {row[j], row[ld + j]};
+      if (n_c_ != kNoStep) {
+        kernels_.store_complex(cols, row, row + ld, c + block.n0 * n_c_ * size_c_, n_c_);
       } else {
         for (int64_t j = 0; j < cols; ++j) {
-          const int64_t at = n_c_ == kNoStep ? block.n_c[j] : (block.n0 + j) * n_c_;
-          out[at] = {row[j], row[ld + j]};
+          kernels_.store_complex(1, row + j, row + ld + j, c + block.n_c[j] * size_c_, 1);
         }
       }
     } else if (n_c_ != kNoStep) {

@@ -71,6 +71,7 @@ struct GemmKernels {
   using PackComplex = void (*)(P* dst, int64_t panel, int64_t width, int64_t depth,
                                const PackSource& source);
   PackComplex pack_complex_rows = nullptr, pack_complex_cols = nullptr;
+  void (*store_complex)(int64_t count, const T* re, const T* im, void* dst, int64_t step) = nullptr;
 
   // Storage to accumulator and back, `count` elements with the given element steps.
   void (*load)(Dtype dtype, int64_t count, const void* src, int64_t step, T* dst);
