@@ -78,6 +78,40 @@ def test_columns_of_a_wider_matrix(isa, m, dtype):
     check_value(matmul, wide[:31, 5 : 5 + m].mT, b[:31])
 
 
+def layouts(matrix):
+    """The same numbers with neighbours along the rows, along the columns and nowhere."""
+    apart = matrix.new_zeros(2 * matrix.shape[0], 3 * matrix.shape[1])[::2, ::3]
+    views = (matrix, matrix.mT.contiguous().mT, apart.copy_(matrix))
+    # A view of the conjugate numbers, of which packing undoes the conjugation.
+    return views + tuple(view.conj().resolve_conj().conj() for view in views if matrix.is_complex())
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize(("m", "n"), ((21, 110), (4, 48), (530, 5)))
+def test_layouts_of_both_operands(isa, m, n, dtype):
+    a, b = arguments(((m, 70), (70, n)), dtype)
+    for left in layouts(a):
+        for right in layouts(b):
+            check_value(matmul, left, right)
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+def test_groups_of_columns_and_blocks_of_rows(isa, dtype):
+    """A is packed once for several blocks of columns, 512 rows at a time."""
+    a, b = arguments(((40, 530), (40, 1500)), dtype)
+    check_value(matmul, a.mT, b)
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("op", (quadratic, quadratic_symmetric), ids=str)
+def test_folds_of_several_panels(isa, op, dtype):
+    """Parts of a triangle lie on either side of a panel's diagonal."""
+    x, matrix = arguments(((9, 130), (130, 130)), dtype)
+    for view in layouts(matrix)[:3]:
+        check_value(op, x, view)
+        check_gradients(op, x, view)
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.complex64), ids=str)
 @pytest.mark.parametrize(
     ("op", "shapes"),
