@@ -4,7 +4,7 @@
 //
 //   for columns in groups of blocks      C group: straight in C, or in a float buffer
 //     for depth in blocks of kc          A packed, where it is: once for the group
-//       for columns in blocks of nc      B block packed: kc x nc, half of L2
+//       for columns in blocks of nc      B block packed: kc x nc, a part of L2
 //         for rows in panels of mr       A panel: mr x kc, a third of L1
 //           for columns in panels of nr: tile
 //
@@ -29,7 +29,7 @@ namespace {
 using Dim = ContractionDim;
 
 // Rows in hand at a time where A is packed or C is summed in the buffer, and the bytes of C of a
-// group of columns: each packed panel of A serves four blocks of columns, with float32 and float64,
+// group of columns: each packed panel of A serves five blocks of columns, with float32 and float64,
 // and each of B 64 panels of A. Packed once for each block, A^T B lost 10 % more to packing.
 constexpr int64_t kRows = 512;
 constexpr int64_t kGroupBytes = 11 << 18;  // 2.75 MiB
