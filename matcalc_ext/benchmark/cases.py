@@ -22,7 +22,7 @@ C64, C128 = torch.complex64, torch.complex128
 # Of the norm of the error to the norm of the result: some hundred roundings of the operands' or
 # the sums' precision, which lie far below what a wrong kernel does.
 TOLERANCES = {F64: 1e-12, F32: 1e-4, BF16: 2e-2, F16: 3e-3, C64: 1e-4, C128: 1e-12}
-# One number that is the sum of a million, which cancel; a wrong kernel is off by much more.
+# A few numbers, each the sum of a million, which cancel; a wrong kernel is off by much more.
 CANCELLING = {F64: 1e-11, F32: 1e-3, BF16: 0.25, F16: 2e-2, C64: 1e-3, C128: 1e-11}
 MAX_SETS = 64
 Functions = Mapping[str, Function]  # ours, then the peers
@@ -101,10 +101,11 @@ class CaseMaker:
             rotation = itertools.cycle(calls)  # the first call is on the first set
             return lambda: next(rotation)()  # noqa: PLW0108 -- the next one at each call
 
-        def reference() -> Result:
+        def reference(change: Callable[[Tensor], Tensor] = Tensor.detach) -> Result:
             wider = C128 if plan.dtype.is_complex else F64
-            wide = [t.detach().to(wider).requires_grad_(t.requires_grad) for t in sets[0]]
-            return step(plan.work, wide, None if grads[0] is None else grads[0].to(wider))()
+            wide = [change(t.detach().to(wider)).requires_grad_(t.requires_grad) for t in sets[0]]
+            grad = None if grads[0] is None else change(grads[0].to(wider))
+            return step(plan.work, wide, grad)()
 
         (_, ours), *others = plan.functions.items()
         peers = {peer: in_turn(function) for peer, function in others}
@@ -123,6 +124,7 @@ class CaseMaker:
             ours=in_turn(ours),
             peers=peers,
             reference=reference,
+            squares=lambda: reference(lambda tensor: tensor.abs().square()),
             tolerance=TOLERANCES[plan.dtype] if plan.tolerance is None else plan.tolerance,
             foreign=frozenset(foreign),
             apart=frozenset(apart),

@@ -184,6 +184,7 @@ class Numba:
         np: Any = import_module("numpy")
         self.version = version("numba")
         numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        torch.set_num_threads(threads)  # numba's start has set OpenMP's number, which is torch's
         compiled = numba.njit(parallel=True, fastmath=True)
         prange = numba.prange
 

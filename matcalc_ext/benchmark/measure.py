@@ -32,6 +32,7 @@ class Case:
     peers: dict[str, Call]
     reference: Call
     tolerance: float  # of the norm of the error to the norm of the result
+    squares: Call | None = None  # the reference of the squared inputs, for results of one number
     foreign: frozenset[str] = frozenset()  # the peers whose memory torch does not know
     apart: frozenset[str] = frozenset()  # the peers that disturb the others, and are timed last
     flops: float = 0  # of one call at the least, where arithmetic is the limit
@@ -98,13 +99,20 @@ def torch_from(result: Any) -> Tensor:
     return torch.tensor(array)
 
 
-def error_of(got: Result, expected: Result) -> float:
-    """The largest error of the results, each by norms; infinite for what is not a number."""
+def error_of(got: Result, expected: Result, squares: Result | None = None) -> float:
+    """The largest error of the results, each by norms; infinite for what is not a number.
+
+    A single number may be a sum that happens to cancel, beside which any rounding is large. Given
+    the sum of the `squares` of its terms, it is compared with their root, the size of such sums.
+    """
     worst = 0.0
-    for one, two in zip(tensors_of(got), tensors_of(expected), strict=True):
+    sums = expected if squares is None else squares
+    for one, two, square in zip(*map(tensors_of, (got, expected, sums)), strict=True):
         if one.shape != two.shape:
             return math.inf
-        error = ((one.to(two.dtype) - two).norm() / two.norm()).item()
+        single = squares is not None and two.numel() == 1
+        size = square.norm().sqrt() if single else two.norm()
+        error = ((one.to(two.dtype) - two).norm() / size).item()
         worst = max(worst, error if math.isfinite(error) else math.inf)
     return worst
 
@@ -112,7 +120,9 @@ def error_of(got: Result, expected: Result) -> float:
 def check(case: Case) -> tuple[dict[str, float], dict[str, str]]:
     """The errors of ours and the peers; drops, and says why, the peers that fail or are wrong."""
     expected = case.reference()
-    errors = {"ours": error_of(case.ours(), expected)}
+    single = any(t.numel() == 1 for t in tensors_of(expected))
+    squares = case.squares() if single and case.squares is not None else None
+    errors = {"ours": error_of(case.ours(), expected, squares)}
     if errors["ours"] > case.tolerance:
         raise AssertionError(
             f"{case.group}, {case.name}: off by {errors['ours']:.2g}, allowed {case.tolerance:.2g}"
@@ -120,7 +130,7 @@ def check(case: Case) -> tuple[dict[str, float], dict[str, str]]:
     left_out = {}
     for name, peer in list(case.peers.items()):
         try:
-            errors[name] = error_of(peer(), expected)
+            errors[name] = error_of(peer(), expected, squares)
         except (RuntimeError, NotImplementedError) as error:  # out of memory, a dtype it lacks
             left_out[name] = str(error).splitlines()[0] if str(error) else type(error).__name__
         else:
