@@ -113,8 +113,7 @@ struct Product<T, P>::Block {
   P* packed_a;  // [packed rows / mr][packed depth][mr]
   T* buffer;    // [rows][ld_buffer], real rows
   int64_t ld_buffer;
-  T* bias;  // [group], complex: [2][ld_bias]
-  int64_t ld_bias;
+  T* bias;                                    // [max_group], complex: [2][max_group]
   int64_t *k_a, *k_s, *k_b, *k_b2, *k_index;  // [kc]
   int64_t *n_b, *n_b2, *n_index, *n_c;        // [group]
   int64_t *m_a, *m_s;                         // [packed rows]
@@ -251,7 +250,6 @@ typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_
   block.packed_a = scratch.template take<P>(size_a);
   block.buffer = scratch.template take<T>(size_buffer);
   block.ld_buffer = m_c_ == n1 - n0 ? std::min(cols, n1 - n0) : cols;  // as C's, if that is dense
-  block.ld_bias = cols;
   block.bias = scratch.template take<T>(2 * cols);
   for (int64_t** list : {&block.k_a, &block.k_s, &block.k_b, &block.k_b2, &block.k_index}) {
     *list = any_packed ? scratch.template take<int64_t>(size_k) : nullptr;
@@ -377,6 +375,7 @@ void Product<T, P>::pack_b(Block& block, const Item& item) const {
   source.conj = op_.conj_b;
   source.fold = op_.fold;
   source.k_offset2 = block.k_b2;
+  source.k_step2 = uniform_step(op_.k, &Dim::b2, kNoStep);
   source.k_index = block.k_index;
   source.factor = 1;
   for (int64_t j = 0; j < block.cols; j += nr) {
@@ -401,6 +400,7 @@ void Product<T, P>::pack_a(Block& block, const Item& item, int64_t i, int64_t ro
   offsets_of(op_.m, &Dim::a, i, i + rows, block.m_a);
   PackSource source{};
   source.src = item.a;
+  source.k_offset = block.k_a;
   source.k_step = k_a_;
   source.conj = op_.conj_a;
   source.fold = Fold::kNone;
@@ -408,6 +408,7 @@ void Product<T, P>::pack_a(Block& block, const Item& item, int64_t i, int64_t ro
   if (op_.s != nullptr) {
     offsets_of(op_.m, &Dim::s, i, i + rows, block.m_s);
     source.scale = item.s;
+    source.scale_k_offset = block.k_s;
     source.scale_k_step = uniform_step(op_.k, &Dim::s, kNoStep);
     source.conj_scale = op_.conj_s;
   }
@@ -419,8 +420,6 @@ void Product<T, P>::pack_a(Block& block, const Item& item, int64_t i, int64_t ro
   for (int64_t row = 0; row < rows; row += together) {
     source.w_offset = block.m_a + row;
     source.scale_w_offset = block.m_s + row;
-    source.k_offset = block.k_a;
-    source.scale_k_offset = block.k_s;
     pack_panels(block, item, std::min(together, rows - row), source, dst);
     dst += block.sharing * kernels_.mr * packed_depth(block.depth);
   }
@@ -500,7 +499,7 @@ void Product<T, P>::load_bias(const Item& item, int64_t m0, int64_t m1, const Bl
       const Complex<T>* values = reinterpret_cast<const Complex<T>*>(bias) + first;
       for (int64_t j = 0; j < block.group; ++j) {
         block.bias[j] = values[j * op_.bias_stride].re;
-        block.bias[block.ld_bias + j] = values[j * op_.bias_stride].im;
+        block.bias[block.max_group + j] = values[j * op_.bias_stride].im;
       }
     } else {
       kernels_.load(op_.dtype, block.group, bias + first * size_, op_.bias_stride, block.bias);
@@ -565,7 +564,7 @@ void Product<T, P>::add_bias(int64_t m0, int64_t m1, const Block& block) const {
       bias_of_row(i, value);
     }
     for (int64_t part = 0; part < parts; ++part, row += block.ld_buffer) {
-      const T* bias = block.bias + part * block.ld_bias;
+      const T* bias = block.bias + part * block.max_group;
       if (bias_on_rows_) {
         for (int64_t j = 0; j < block.group; ++j) row[j] += value[part];
       } else {

@@ -15,10 +15,10 @@ from torch import Tensor
 Result = Any
 Call = Callable[[], Result]
 Clock = Callable[[Call, int], float]  # seconds that so many calls take
-# Where the processor has no instruction for a dtype, the limit is that of the dtype it widens to.
-LONG = 0.2  # seconds
+LONG = 0.2  # seconds that a call takes from which it waits for its turn
 # Seconds for which an idle thread of OpenBLAS keeps its processor busy (60 ms and more, measured).
 SPINNING = 0.15
+# Where the processor has no instruction for a dtype, the limit is that of the dtype it widens to.
 FALLBACK_ROOF = {"bfloat16": "float32"}
 
 

@@ -20,15 +20,6 @@ constexpr int kTileVectors = 3;
 
 #include "pair_kernels.inc"
 
-// to[0 ... n] = from[0 ... n] * factor, rounded to bfloat16.
-inline void copy_rounded(const Bf16* from, int64_t n, float factor, Bf16* to) {
-  const Vec<float> factors = Vec<float>::set1(factor);
-  for (int64_t i = 0; i < n; i += 16) {
-    const int64_t count = n - i < 16 ? n - i : 16;
-    (Vec<float>::load(from + i, count) * factors).store(to + i, count);
-  }
-}
-
 // One panel of a generated operand: each number is the product of two, rounded.
 void pack_products(BfPair* dst, int64_t width, int64_t depth, const PackSource& source) {
   constexpr int64_t kDepth = 256;  // at a time
@@ -54,14 +45,15 @@ void pack_products(BfPair* dst, int64_t width, int64_t depth, const PackSource& 
       Bf16* to = &products[0][0];
       for (int64_t k = 0; k < count; ++k) {
         const float factor = widen(scale[source.scale_w_offset[0] + scale_from[k]]);
-        copy_rounded(src + source.w_offset[0] + from[k], kTileRows, factor, to + k * kTileRows);
+        copy_scaled<false>(src + source.w_offset[0] + from[k], kTileRows, factor,
+                           to + k * kTileRows);
       }
     } else {
       for (int64_t w = 0; w < width; ++w) {
         const Bf16* row = src + source.w_offset[w];
         const Bf16* factors = scale + source.scale_w_offset[w];
         if (along) {
-          copy_rounded(row + from[0], count, widen(factors[scale_from[0]]), products[w]);
+          copy_scaled<false>(row + from[0], count, widen(factors[scale_from[0]]), products[w]);
         } else {
           for (int64_t k = 0; k < count; ++k) {
             narrow(widen(row[from[k]]) * widen(factors[scale_from[k]]), products[w][k]);

@@ -31,9 +31,10 @@ struct PackSource {
   Fold fold;
   const int64_t* w_offset2;  // [width]
   const int64_t* k_offset2;  // [depth]
-  const int64_t* w_index;    // [width]
-  const int64_t* k_index;    // [depth]
-  double factor;             // multiplies every packed value
+  int64_t k_step2;
+  const int64_t* w_index;  // [width]
+  const int64_t* k_index;  // [depth]
+  double factor;           // multiplies every packed value
 };
 
 // Two bfloat16 numbers that follow each other along the depth of a product: what instructions for
