@@ -339,8 +339,10 @@ void Outer::rows(const Item& at, int64_t first, int64_t last) const {
   }
 }
 
-// Whether A has a dimension along which its kernel can walk. One row may step as it likes.
+// Whether A has a dimension along which its kernel can walk. One row may step as it likes. The
+// vectors may lie in several dimensions, the rows may not.
 bool walkable(const Contraction& op) {
+  if (op.m.count > 1) return false;
   const int64_t k_a = op.k[0].a, m_a = step_of(op.m, &Dim::a);
   const int64_t most = k_a == 1 && op.k[0].size >= kShortDot ? kMaxDots : kMaxSums;
   return op.n.numel() <= most && (k_a == 1 || m_a == 1 || op.m.count == 0);
