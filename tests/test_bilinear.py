@@ -26,6 +26,10 @@ SHAPES = (
     ((4, 1, 9), (9, 17), (5, 17)),
     ((4, 1, 9), (5, 9, 17), (17,)),
     ((2, 1, 3, 9), (4, 1, 9, 17), (1, 1, 3, 17)),
+    ((40, 1, 33), (18, 33, 65), (40, 1, 65)),
+    ((3, 1, 2, 1, 70), (3, 1, 6, 70, 130), (2, 1, 130)),
+    ((1, 3, 5, 17), (18, 1, 1, 17, 9), (3, 5, 9)),
+    ((2, 1, 3, 1, 9), (4, 1, 5, 9, 17), (2, 1, 3, 1, 17)),
 )
 EMPTY = (
     ((0,), (0, 3), (3,)),
@@ -49,7 +53,12 @@ def test_value_and_gradients(shapes, dtype):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.complex128), ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 def test_layouts(layout, dtype):
-    for shapes in (((19,), (19, 34), (34,)), ((3, 5), (3, 5, 7), (3, 7)), ((4, 5), (5, 7), (4, 7))):
+    for shapes in (
+        ((19,), (19, 34), (34,)),
+        ((3, 5), (3, 5, 7), (3, 7)),
+        ((4, 5), (5, 7), (4, 7)),
+        ((2, 3, 1, 5), (20, 5, 7), (2, 3, 1, 7)),
+    ):
         args = arguments(shapes, dtype)
         for i in range(3):
             views = [layout(t) if i == j else t for j, t in enumerate(args)]

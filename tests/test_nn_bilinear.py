@@ -23,6 +23,8 @@ SHAPES = (
     ((2, 3, 7), (2, 3, 5), (17, 7, 5), None),
     ((5, 65), (5, 67), (1, 65, 67), (1,)),
     ((1, 65), (1, 67), (2, 65, 67), None),
+    ((150, 70), (150, 130), (17, 70, 130), (17,)),
+    ((2, 40, 3), (2, 40, 1500), (17, 3, 1500), None),
 )
 EMPTY = (
     ((0, 3), (0, 2), (4, 3, 2), (4,)),
@@ -56,9 +58,22 @@ def test_layouts(layout, dtype):
         check_gradients(nn_bilinear, *map(layout, args))
 
 
-def test_expanded_operands():
-    args = draw((1, 5)).expand(4, 5), draw((4, 1)).expand(4, 7), draw((5, 7)).expand(3, 5, 7)
-    check_gradients(nn_bilinear, *args, draw((1,)).expand(3))
+@pytest.mark.parametrize("out", (3, 20))
+def test_expanded_operands(out):
+    args = draw((1, 5)).expand(4, 5), draw((4, 1)).expand(4, 7), draw((5, 7)).expand(out, 5, 7)
+    check_gradients(nn_bilinear, *args, draw((1,)).expand(out))
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+def test_gradients_of_a_row_do_not_depend_on_the_others(dtype):
+    x1, x2, weight, _ = arguments(((150, 70), (150, 130), (17, 70, 130), None), dtype)
+    grad = draw((150, 17), dtype)
+    backward = torch.ops.matcalc_ext.nn_bilinear_backward
+    want = backward(grad, x1, x2, weight, True, True, False, False)
+    for rows in (slice(0, 40), slice(40, 49), slice(49, 150)):
+        got = backward(grad[rows], x1[rows], x2[rows], weight, True, True, False, False)
+        assert torch.equal(got[0], want[0][rows])
+        assert torch.equal(got[1], want[1][rows])
 
 
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)

@@ -26,6 +26,10 @@ SHAPES = (
     ((4, 1, 9), (5, 9, 9)),
     ((4, 1, 9), (1, 9, 9)),
     ((2, 1, 3, 9), (4, 1, 9, 9)),
+    ((40, 1, 33), (18, 33, 33)),
+    ((3, 1, 2, 1, 130), (3, 1, 6, 130, 130)),
+    ((1, 3, 5, 17), (18, 1, 1, 17, 17)),
+    ((2, 1, 3, 1, 9), (4, 1, 5, 9, 9)),
 )
 EMPTY = (
     ((0,), (0, 0)),
@@ -94,7 +98,12 @@ def test_symmetric_never_touches_the_upper_triangle(shapes):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.complex128), ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 def test_layouts(layout, dtype, op):
-    for shapes in (((19,), (19, 19)), ((3, 5), (3, 5, 5)), ((4, 5), (5, 5))):
+    for shapes in (
+        ((19,), (19, 19)),
+        ((3, 5), (3, 5, 5)),
+        ((4, 5), (5, 5)),
+        ((2, 3, 1, 5), (20, 5, 5)),
+    ):
         x, A = arguments(shapes, dtype)
         if op is quadratic_symmetric:  # exactly symmetric, so that op and reference see one matrix
             A = from_lower(A)
@@ -106,6 +115,10 @@ def test_layouts(layout, dtype, op):
 def test_expanded_operands():
     check_gradients(quadratic, draw((1,)).expand(5), draw((1, 5)).expand(5, 5))
     check_gradients(quadratic, draw((1, 5)).expand(3, 5), draw((5, 5)).expand(3, 5, 5))
+    x, A = draw((1, 1, 5)).expand(4, 1, 5), draw((20, 5, 5))
+    check_gradients(quadratic, x, A)
+    check_gradients(quadratic, x, A[:1].expand(20, 5, 5))
+    check_gradients(quadratic, x.expand(4, 20, 5), A)
 
 
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)

@@ -1,6 +1,7 @@
 #include "contraction.h"
 #include "form.h"
 #include "ops.h"
+#include "shared_forms.h"
 
 namespace matcalc {
 namespace {
@@ -52,6 +53,11 @@ Tensor bilinear(const Tensor& y_tensor, const Tensor& A_tensor, const Tensor& x_
 
   if (matrix_per_item(A, batch)) {
     run_form(call, {.y = &y, .A = &A, .x = &x, .alpha = &alpha}, batch);
+    return alpha.take();
+  }
+  const std::optional<SharedForms> forms = find_shared_forms(y, A, x, batch, alpha);
+  if (forms.has_value() && forms->out > 1) {
+    run_values(call, *forms, nullptr, alpha.data);
     return alpha.take();
   }
   // p = A x or q = A^T y over the batch that has them, then its product with the other vector:
@@ -154,6 +160,13 @@ Gradients3 bilinear_products_backward(const Tensor& grad, const Tensor& y_tensor
     dy_left = dy_left && !dy_now;
     dA_left = dA_left && !dA_now;
     dx_left = dx_left && !dx_now;
+  }
+  if (dy_left && dx_left) {
+    const std::optional<SharedForms> forms = find_shared_forms(y, A, x, batch, g);
+    if (forms.has_value() && input_gradients_pay(call, *forms)) {
+      run_input_gradients(call, *forms, g.data, dy.data, dx.data);
+      dy_left = dx_left = false;
+    }
   }
   if (dy_left) {
     TripleProduct product({x.data, true}, {g.data}, {A.data, true}, dy.data);

@@ -1,7 +1,6 @@
-#include <algorithm>
-
 #include "contraction.h"
 #include "ops.h"
+#include "shared_forms.h"
 
 namespace matcalc {
 namespace {
@@ -44,68 +43,39 @@ NnBilinearShape nn_bilinear_shape(const char* op, const Operand& x1, const Opera
   return shape;
 }
 
-// Whether a product per output, rows x in2 wide, beats a single one that is `out` columns wide over
-// a generated operand of rows x (in1 in2) entries. Making that operand costs as much as eight
-// columns of the product, and as much again until some 128 columns keep the tiles busy (measured
-// with 16 to 512 inputs and 1 to 4096 rows); with few rows the single product is bound by packing
-// the whole weight. Against a product per output speaks its start, where the matrices are small or
-// a start is a kernel launch.
-//
-// Where x2 is repeated along a leading dimension, T x2 runs along that dimension as along the
-// outputs: a bias, which runs along one dimension alone, does not fit there.
+// Whether run_values, whose products are rows x in2 wide for each output, beats a single product
+// that is `out` columns wide over a generated operand of rows x (in1 in2) entries. Making that
+// operand costs as much as eight columns of the product, and as much again until some 128 columns
+// keep the tiles busy (measured with 4 to 256 inputs, 2 to 256 outputs and 1 to 4096 rows); with
+// few rows the single product is bound by packing the whole weight. Against a product for each
+// output speaks its start, where the matrices are small or a start is a kernel launch.
 bool output_by_output(const Call& call, const NnBilinearShape& shape, const Operand& x2, bool bias,
                       int64_t rows) {
-  constexpr int64_t kFewOutputs = 8, kManyOutputs = 128, kFewRows = 64;
-  constexpr int64_t kLargeMatrix = 64 * 64;
+  constexpr int64_t kFewOutputs = 8, kSomeOutputs = 32, kManyOutputs = 128, kFewRows = 64;
+  constexpr int64_t kSmallMatrix = 16 * 16, kLargeMatrix = 64 * 64;
   if (shape.in1 == 0 || shape.in2 == 0) return false;
   for (int64_t d = 0; bias && d < shape.lead; ++d) {
     if (x2.strides[d] == 0 && x2.sizes[d] != 1) return false;
   }
   if (shape.out < kFewOutputs) return true;
-  return call.kernels->calls_are_cheap && shape.in1 * shape.in2 >= kLargeMatrix &&
-         (shape.out < kManyOutputs || rows < kFewRows);
+  if (!call.kernels->calls_are_cheap) return false;
+  const int64_t entries = shape.in1 * shape.in2;
+  return (entries >= kSmallMatrix && shape.out < kSomeOutputs) ||
+         (entries >= kLargeMatrix && (shape.out < kManyOutputs || rows < kFewRows));
 }
 
-const char* offset(const Call& call, const void* data, int64_t elements) {
-  return static_cast<const char*>(data) + elements * dtype_size(call.dtype);
-}
-
-// T[..., o, j] = sum_i x1[..., i] W[o, i, j], Z[..., o] = sum_j T x2 + bias[o], for so many outputs
-// at a time as keep T in the cache: one call for each output would be mostly its start.
-void run_output_by_output(const Call& call, const NnBilinearShape& shape, const Operand& x1,
-                          const Operand& x2, const Operand& w, const Operand* bias,
-                          const Result& z) {
-  constexpr int64_t kCachedEntries = 64 * 1024;
-  const int64_t entries = z.numel / shape.out * shape.in2;  // of T, for one output
-  const int64_t together = std::clamp<int64_t>(kCachedEntries / entries, 1, shape.out);
-  Dims kept = shape.result;
-  kept.sizes[shape.lead] = together;
-  kept.push(shape.in2);
-  const Result t = call.intermediate(kept);
-  for (int64_t o = 0; o < shape.out; o += together) {
-    const int64_t count = std::min(together, shape.out - o);
-    ContractionBuilder first(call, {x1.data}, {}, {offset(call, w.data, o * w.stride(3))}, t.data);
-    void* z_o = const_cast<char*>(offset(call, z.data, o));
-    ContractionBuilder second(call, {x2.data}, {}, {t.data}, z_o);
-    first.intermediate_c();
-    second.intermediate_b();
-    for (int64_t d = 0; d < shape.lead; ++d) {
-      first.add({x1.sizes[d], x1.strides[d], 0, 0, t.strides[d]});
-      second.add({x1.sizes[d], x2.strides[d], 0, t.strides[d], z.strides[d]});
-    }
-    first.add({count, 0, 0, w.stride(3), shape.in2});
-    first.add({shape.in2, 0, 0, w.stride(1), 1});
-    first.add({shape.in1, x1.stride(1), 0, w.stride(2), 0});
-    if (bias != nullptr) {
-      second.add_bias(offset(call, bias->data, o * bias->stride(1)), bias->stride(1), count,
-                      shape.in2, 1);
-    } else {
-      second.add({count, 0, 0, shape.in2, 1});
-    }
-    second.add({shape.in2, x2.stride(1), 0, 1, 0});
-    first.run();
-    second.run();
+// What z, or its gradient, and the rows of the inputs share in memory.
+template <class Z>
+SharedForms shared_forms(const NnBilinearShape& shape, const Operand& x1, const Operand& x2,
+                         const Operand& w, const Z& z) {
+  SharedForms forms{
+      x1.data,      x2.data,     w.data,      shape.in1,   shape.in2,   shape.out, x1.stride(1),
+      x2.stride(1), w.stride(3), w.stride(2), w.stride(1), z.stride(1), {}};
+  for (int64_t d = 0; d < shape.lead; ++d) {
+    if (x1.sizes[d] == 1) continue;
+    forms.rows.push({x1.sizes[d], x1.strides[d], x2.strides[d], 0, z.strides[d]});
   }
+  return forms;
 }
 
 }  // namespace
@@ -128,7 +98,7 @@ Tensor nn_bilinear(const Tensor& input1, const Tensor& input2, const Tensor& wei
   if (z.numel == 0) return z.take();
 
   if (output_by_output(call, shape, x2, b.has_value(), z.numel / shape.out)) {
-    run_output_by_output(call, shape, x1, x2, w, b_or_null, z);
+    run_values(call, shared_forms(shape, x1, x2, w, z), b_or_null, z.data);
     return z.take();
   }
   ContractionBuilder builder(call, {x2.data}, {x1.data}, {w.data}, z.data);
@@ -159,8 +129,12 @@ Gradients4 nn_bilinear_backward(const Tensor& grad, const Tensor& input1, const 
   check_grad_shape(op, g, shape.result);
 
   Gradients4 gradients;
-  if (need_input1) {
-    Result dx1 = call.empty_like(x1);
+  Result dx1 = need_input1 ? call.empty_like(x1) : Result();
+  Result dx2 = need_input2 ? call.empty_like(x2) : Result();
+  const SharedForms forms = shared_forms(shape, x1, x2, w, g);
+  if (dx1.numel != 0 && dx2.numel != 0 && input_gradients_pay(call, forms)) {
+    run_input_gradients(call, forms, g.data, dx1.data, dx2.data);
+  } else {
     if (dx1.numel != 0) {
       ContractionBuilder builder(call, {x2.data, true}, {g.data}, {w.data, true}, dx1.data);
       for (int64_t d = 0; d < shape.lead; ++d) {
@@ -171,10 +145,6 @@ Gradients4 nn_bilinear_backward(const Tensor& grad, const Tensor& input1, const 
       builder.add({shape.in2, x2.stride(1), 0, w.stride(1), 0});
       builder.run();
     }
-    std::get<0>(gradients) = dx1.take();
-  }
-  if (need_input2) {
-    Result dx2 = call.empty_like(x2);
     if (dx2.numel != 0) {
       ContractionBuilder builder(call, {x1.data, true}, {g.data}, {w.data, true}, dx2.data);
       for (int64_t d = 0; d < shape.lead; ++d) {
@@ -185,8 +155,9 @@ Gradients4 nn_bilinear_backward(const Tensor& grad, const Tensor& input1, const 
       builder.add({shape.in1, x1.stride(1), 0, w.stride(2), 0});
       builder.run();
     }
-    std::get<1>(gradients) = dx2.take();
   }
+  std::get<0>(gradients) = take_if(need_input1, dx1);
+  std::get<1>(gradients) = take_if(need_input2, dx2);
   if (need_weight) {
     Result dw = call.empty_like(w);
     if (dw.numel != 0) {

@@ -71,6 +71,9 @@ struct Dims {
   int64_t sizes[kMaxDims];
 
   Dims() = default;
+  Dims(std::initializer_list<int64_t> list) {
+    for (const int64_t size : list) push(size);
+  }
   Dims(const Dims& other) { *this = other; }
   Dims& operator=(const Dims& other) {  // copies what is used, not the whole array
     count = other.count;

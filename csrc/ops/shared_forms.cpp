@@ -1,0 +1,171 @@
+#include "shared_forms.h"
+
+#include <algorithm>
+
+namespace matcalc {
+namespace {
+
+template <class Data>
+Data* shifted(Data* data, int64_t elements, Dtype dtype) {
+  using Byte = std::conditional_t<std::is_const_v<Data>, const char, char>;
+  return static_cast<Byte*>(data) + elements * dtype_size(dtype);
+}
+
+// The rows of an operand one after the other, in the dtype of intermediate products if asked for:
+// the operand itself where that is how it is stored, else a copy.
+class DenseRows {
+ public:
+  DenseRows(const Call& call, const void* data, const DimList<LoopDim>& rows,
+            int64_t LoopDim::* stride, int64_t entries, int64_t entry_stride, bool intermediate)
+      : data_(data), dtype_(intermediate ? call.intermediate_dtype() : call.dtype) {
+    bool dense = dtype_ == call.dtype && (entries == 1 || entry_stride == 1);
+    int64_t step = entries;
+    for (int d = rows.count - 1; d >= 0; step *= rows[d--].size) {
+      dense = dense && rows[d].*stride == step;
+    }
+    if (dense) return;
+    const Dims dims{rows.numel(), entries};
+    copy_ = intermediate ? call.intermediate(dims) : call.empty(dims);
+    data_ = copy_.data;
+    ContractionBuilder builder(call, {}, {}, {data}, copy_.data);
+    if (intermediate) builder.intermediate_c();
+    builder.add({entries, 0, 0, entry_stride, 1});
+    step = entries;
+    for (int d = rows.count - 1; d >= 0; step *= rows[d--].size) {
+      builder.add({rows[d].size, 0, 0, rows[d].*stride, step});
+    }
+    builder.run();
+  }
+  const void* from(int64_t element) const { return shifted(data_, element, dtype_); }
+
+ private:
+  const void* data_;
+  Dtype dtype_;
+  Result copy_;
+};
+
+}  // namespace
+
+// T[b, o, j] = sum_i x1[b, i] W[o, i, j], z[b, o] = sum_j T x2[b, j] + bias[o], for so many outputs
+// at a time as keep T in the cache (of a GPU: 64 MiB): one call for each output would be mostly its
+// start.
+void run_values(const Call& call, const SharedForms& forms, const Operand* bias, void* z) {
+  const int64_t cached_entries = call.kernels->calls_are_cheap ? 1 << 19 : 1 << 24;
+  const int64_t rows = forms.row_count(), in2 = forms.in2;
+  const int64_t together = std::clamp<int64_t>(cached_entries / (rows * in2), 1, forms.out);
+  const Result t = call.intermediate({rows, together, in2});
+  for (int64_t o = 0; o < forms.out; o += together) {
+    const int64_t count = std::min(together, forms.out - o);
+    ContractionBuilder first(call, {forms.x1}, {}, {shifted(forms.w, o * forms.w_o, call.dtype)},
+                             t.data);
+    ContractionBuilder second(call, {forms.x2}, {}, {t.data},
+                              shifted(z, o * forms.z_o, call.dtype));
+    first.intermediate_c();
+    second.intermediate_b();
+    int64_t t_row = together * in2;
+    for (int d = forms.rows.count - 1; d >= 0; t_row *= forms.rows[d--].size) {
+      const LoopDim& row = forms.rows[d];
+      first.add({row.size, row.a, 0, 0, t_row});
+      second.add({row.size, row.s, 0, t_row, row.c});
+    }
+    first.add({count, 0, 0, forms.w_o, in2});
+    first.add({in2, 0, 0, forms.w_j, 1});
+    first.add({forms.in1, forms.x1_i, 0, forms.w_i, 0});
+    if (bias != nullptr) {
+      second.add_bias(shifted(bias->data, o * bias->stride(1), call.dtype), bias->stride(1), count,
+                      in2, forms.z_o);
+    } else {
+      second.add({count, 0, 0, in2, forms.z_o});
+    }
+    second.add({in2, forms.x2_j, 0, 1, 0});
+    first.run();
+    second.run();
+  }
+}
+
+// The way of run_input_gradients saves a product of `out` multiply-adds an entry of V, and costs
+// the way of V through the cache: that of eight, or of 16 where bfloat16 numbers are multiplied in
+// pairs and V is not small (measured with 1 to 2048 rows and 4 to 256 inputs).
+bool input_gradients_pay(const Call& call, const SharedForms& forms) {
+  constexpr int64_t kFewOutputs = 8, kFewOutputsOfPairs = 16, kSmallMatrix = 32 * 32;
+  const bool pairs = dtype_size(call.dtype) == 2 && forms.in1 * forms.in2 > kSmallMatrix;
+  return call.kernels->calls_are_cheap && forms.out >= (pairs ? kFewOutputsOfPairs : kFewOutputs);
+}
+
+// By way of the matrices V of the rows' forms x1^T V x2:
+//
+//   V[b, i, j] = sum_o conj(g[b, o]) W[o, i, j]                              a matrix product
+//   dx1[b, i] = conj(sum_j V x2[b, j]),  dx2[b, j] = conj(sum_i V x1[b, i])  one pass over V
+//
+// That is one matrix product instead of two, without an operand to generate. V is made for some
+// rows and some i at a time, so that it stays in the cache. How many i follows from the shape of W
+// alone: dx2 is summed over them, and must not depend on the rows beside its own.
+void run_input_gradients(const Call& call, const SharedForms& forms, const void* g, void* dx1,
+                         void* dx2) {
+  constexpr int64_t kItemEntries = 4096;          // of V for one row: half of L1
+  constexpr int64_t kCachedEntries = 512 * 1024;  // of V
+  constexpr int64_t kLeastRows = 64;              // they share the packing of W
+  constexpr int64_t kMostParts = 16;              // of i: the partial sums of dx2 in memory
+  const int64_t in1 = forms.in1, in2 = forms.in2, out = forms.out, rows = forms.row_count();
+  const Dtype narrow = call.dtype, wide = call.intermediate_dtype();
+  const int64_t part =
+      std::min(in1, std::max(kItemEntries / in2, (in1 + kMostParts - 1) / kMostParts));
+  const int64_t parts = (in1 + part - 1) / part;
+  const int64_t together = std::min(rows, std::max(kLeastRows, kCachedEntries / (part * in2)));
+
+  const DenseRows x1_rows(call, forms.x1, forms.rows, &LoopDim::a, in1, forms.x1_i, true);
+  const DenseRows x2_rows(call, forms.x2, forms.rows, &LoopDim::s, in2, forms.x2_j, true);
+  const DenseRows g_rows(call, g, forms.rows, &LoopDim::c, out, forms.z_o, false);
+  const Result v = call.intermediate({together, part, in2});
+  // Sums that are no results yet: the parts of dx2, then dx1, each of the rows in hand.
+  const bool one = dx2 == nullptr, p_kept = one || wide != narrow, q_kept = p_kept || parts > 1;
+  const Result sums =
+      q_kept ? call.intermediate({parts * in2 + (p_kept ? in1 : 0), together}) : Result();
+  for (int64_t b = 0; b < rows; b += together) {
+    const int64_t count = std::min(together, rows - b);
+    void* dx1_rows = shifted(dx1, b * in1, narrow);
+    void* dx2_rows = one ? dx1_rows : shifted(dx2, b * in2, narrow);
+    void* p = p_kept ? shifted(sums.data, parts * count * in2, wide) : dx1_rows;
+    void* q = q_kept ? sums.data : dx2_rows;
+    for (int64_t i = 0; i < in1; i += part) {
+      const int64_t height = std::min(part, in1 - i);
+      ContractionBuilder product(call, {g_rows.from(b * out), true}, {},
+                                 {shifted(forms.w, i * forms.w_i, narrow)}, v.data);
+      product.intermediate_c();
+      product.add({count, out, 0, 0, height * in2});
+      product.add({height, 0, 0, forms.w_i, in2});
+      product.add({in2, 0, 0, forms.w_j, 1});
+      product.add({out, 1, 0, forms.w_o, 0});
+      product.run();
+
+      Form form{};
+      form.dtype = form.dtype_d = wide;
+      form.rows = height;
+      form.cols = form.a_row = in2;
+      form.y = x1_rows.from(b * in1 + i);
+      form.a = v.data;
+      form.x = x2_rows.from(b * in2);
+      form.y_stride = form.a_col = form.x_stride = form.dy_stride = form.dx_stride = 1;
+      form.dy = shifted(p, i, wide);
+      form.dx = shifted(q, i / part * count * in2, wide);
+      form.device = call.device_index;
+      form.batch.push({count, in1, height * in2, in2, 0, 0, in1, 0, in2});
+      call.kernels->form(form);
+    }
+    if (p_kept && !one) {
+      ContractionBuilder rounding(call, {}, {}, {p}, dx1_rows);
+      rounding.intermediate_b();
+      rounding.add({count * in1, 0, 0, 1, 1});
+      rounding.run();
+    }
+    if (q_kept) {
+      ContractionBuilder sum(call, {}, {}, {q}, dx2_rows);
+      sum.intermediate_b();
+      sum.add({count * in2, 0, 0, 1, 1});
+      sum.add({one ? parts + 1 : parts, 0, 0, count * in2, 0});
+      sum.run();
+    }
+  }
+}
+
+}  // namespace matcalc
