@@ -4,17 +4,18 @@ The same examples each time; MATCALC_EXAMPLES=2000 tries more of them, drawn ane
 """
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
-from reference import FLOATING, OPS, check_gradients, check_value, draw
+from emulated import emulated  # noqa: F401
+from emulated_ops import EmulatedOps
+from reference import FLOATING, OPS, check_gradients, check_value, draw, symmetrised
 
 from matcalc_ext import _C
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
-
-pytestmark = pytest.mark.usefixtures("on_each_device")
 
 EXAMPLES = int(os.environ.get("MATCALC_EXAMPLES", "0"))
 BATCH = st.lists(st.sampled_from((1, 2, 3, 4, 5, 12)), max_size=4)
@@ -73,13 +74,18 @@ def calls(draw_from):
     return op, [s and draw_from(strided(s, dtype)) for s in draw_from(shapes_of(name))]
 
 
-@hypothesis.settings(
-    max_examples=EXAMPLES or 1500,
-    derandomize=EXAMPLES == 0,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(hypothesis.HealthCheck),
-)
+def examples(count):
+    return hypothesis.settings(
+        max_examples=EXAMPLES or count,
+        derandomize=EXAMPLES == 0,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+
+
+@pytest.mark.usefixtures("on_each_device")
+@examples(1500)
 @hypothesis.given(calls(), st.sampled_from(_C.cpu_isas()))
 def test_value_and_gradients(call, isa):
     op, args = call
@@ -89,3 +95,31 @@ def test_value_and_gradients(call, isa):
         check_gradients(op, *args)
     finally:
         _C.set_cpu_isa("")
+
+
+@examples(500)
+@hypothesis.given(calls(), st.sampled_from(((7, 5), (8, 0), (9, 0))))
+def test_kernels_of_an_emulated_gpu(emulated, call, capability):  # noqa: F811
+    op, args = call
+    gpu = EmulatedOps(emulated)
+    gpu.capability = capability
+    gpu.set(4)
+    name = op.name.removesuffix("_symmetric")
+    value, gradients = getattr(gpu.ops, name), getattr(gpu.ops, f"{name}_backward")
+
+    def backward(grad, *given):
+        if name == "nn_bilinear":
+            return gradients(grad, *given[:3], True, True, True, given[3] is not None)
+        if name == "linear":
+            return gradients(grad, *given, True, True, given[2] is not None)
+        if op.name == "quadratic_symmetric":
+            return gradients(grad, given[0], symmetrised(given[1]), True)
+        return gradients(grad, *given)
+
+    def forward(*given):
+        if op.name == "quadratic_symmetric":
+            return value(given[0], symmetrised(given[1]), symmetric=True)
+        return value(*given)
+
+    check_value(replace(op, ours=forward), *args)
+    gpu.check_backward(backward, op.plain, *args)
