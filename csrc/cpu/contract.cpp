@@ -1,5 +1,6 @@
 // The contraction's entry: which path a product takes, and how it is shared out between threads.
 //
+//   small      nothing is read often enough to be moved first: small.h
 //   vectors    few columns or rows of C, or no sum at all: vector.h
 //   in place   small real products whose B has contiguous rows: nothing is packed
 //   blocked    everything else: gemm.h
@@ -15,18 +16,13 @@
 #include "gemm.h"
 #include "integer.h"
 #include "parallel.h"
+#include "small.h"
 #include "vector.h"
 
 namespace matcalc::cpu {
-namespace {
-
-// Multiply-adds below which the thread pool costs more than it gives (a few microseconds).
-constexpr double kInlineWork = 64 * 1024;
-// Multiply-adds of one item from which its own rows and columns are divided between threads.
-constexpr double kSplitWork = 1024 * 1024;
 
 template <class T>
-const GemmKernels<T>& kernels() {
+const GemmKernels<T>& gemm_kernels() {
   switch (isa()) {
 #if defined(__x86_64__)
     case Isa::kAmxBf16:
@@ -40,6 +36,14 @@ const GemmKernels<T>& kernels() {
       return gemm_kernels_scalar(T{});
   }
 }
+
+template const GemmKernels<float>& gemm_kernels<float>();
+template const GemmKernels<double>& gemm_kernels<double>();
+
+namespace {
+
+// Multiply-adds of one item from which its own rows and columns are divided between threads.
+constexpr double kSplitWork = 1024 * 1024;
 
 // Whether the product is better computed transposed: the tile wants contiguous columns of C.
 bool wants_transpose(const Contraction& op) {
@@ -148,14 +152,14 @@ bool takes_tiles(const Contraction& op) {
 
 void contract_floating(const Contraction& op, bool bias_on_rows) {
   if (op.dtype == Dtype::kFloat64 || op.dtype == Dtype::kComplex128) {
-    contract_typed(op, kernels<double>(), bias_on_rows);
+    contract_typed(op, gemm_kernels<double>(), bias_on_rows);
 #if defined(__x86_64__)
   } else if (isa() >= Isa::kAvx512Bf16 && takes_pairs(op)) {
     const bool tiles = isa() == Isa::kAmxBf16 && takes_tiles(op);
     contract_typed(op, tiles ? gemm_kernels_amxbf16() : gemm_kernels_avx512bf16(), bias_on_rows);
 #endif
   } else {
-    contract_typed(op, kernels<float>(), bias_on_rows);
+    contract_typed(op, gemm_kernels<float>(), bias_on_rows);
   }
 }
 
@@ -169,7 +173,7 @@ void contract(const Contraction& op) {
     contract(sum);
   } else if (is_integer(op.dtype)) {
     contract_integer(op);
-  } else if (contract_vectors(op)) {
+  } else if (contract_small(op) || contract_vectors(op)) {
     return;
   } else if (wants_transpose(op)) {
     Contraction transposed = op;

@@ -57,25 +57,8 @@ constexpr Dtype native() {
   return sizeof(T) == 8 ? Dtype::kFloat64 : Dtype::kFloat32;
 }
 
-// Items of small matrices are fetched so many items early: the processor sees that memory is read
-// in order within a matrix, but not where the next one begins. 4096 matrices of 16 x 16 and more,
-// which lie in no cache, take half the time.
-constexpr int64_t kAhead = 4;
-constexpr int64_t kSmallItem = 4096, kCached = 1 << 20, kLine = 64;  // bytes
 // Steps along k for which several panels of A are packed in turn, where their rows share lines.
 constexpr int64_t kSharedLines = 32;
-
-// Bytes between the first and the last element of a matrix; 0 where they are many or unknown.
-int64_t small_span(int64_t rows, int64_t row, int64_t cols, int64_t col, int64_t size) {
-  if (row == kNoStep || col == kNoStep) return 0;
-  const int64_t span = ((rows - 1) * std::abs(row) + (cols - 1) * std::abs(col) + 1) * size;
-  return span <= kSmallItem && row >= 0 && col >= 0 ? span : 0;
-}
-
-template <int kWrite>
-void fetch(const char* from, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(from + at, kWrite);
-}
 
 // Around the tiles that a thread computes in a row.
 class TileState {
@@ -160,14 +143,9 @@ Product<T, P>::Product(const Contraction& op, const GemmKernels<T, P>& kernels, 
   b_readable_in_place_ = kReadable && !complex_ && op.dtype_b == native<T>() &&
                          op.fold == Fold::kNone && (n_b_ == 1 || cols_ == 1) && k_b_ != kNoStep;
   if (rows_ > 0 && cols_ > 0 && depth_ > 0) {
-    const int64_t a = small_span(rows_, m_a_, depth_, k_a_, size_a_);
-    const int64_t b = small_span(depth_, k_b_, cols_, n_b_, size_b_);
-    const int64_t c = small_span(rows_, m_c_, cols_, n_c_, size_c_);
-    if (op.batch.numel() * (a + b + c) > kCached) {
-      ahead_a_ = a;
-      ahead_b_ = b;
-      ahead_c_ = c;
-    }
+    ahead_ = {op.batch.numel(), small_span(rows_, m_a_, depth_, k_a_, size_a_),
+              small_span(depth_, k_b_, cols_, n_b_, size_b_),
+              small_span(rows_, m_c_, cols_, n_c_, size_c_)};
   }
 }
 
@@ -189,11 +167,9 @@ void Product<T, P>::compute(int64_t item, int64_t m0, int64_t m1, int64_t n0, in
 template <class T, class P>
 void Product<T, P>::compute_items(int64_t begin, int64_t end) const {
   for (int64_t i = begin; i < end; ++i) {
-    if (ahead_a_ + ahead_b_ + ahead_c_ > 0 && i + kAhead < end) {
-      const Item next = operands(i + kAhead);
-      fetch<0>(next.a, ahead_a_);
-      fetch<0>(next.b, ahead_b_);
-      fetch<1>(next.c, ahead_c_);
+    if (ahead_.bytes() > 0 && i + Ahead::kItems < end) {
+      const Item next = operands(i + Ahead::kItems);
+      ahead_.fetch_item(next.a, next.b, next.c);
     }
     compute(i, 0, rows_, 0, cols_);
   }

@@ -6,9 +6,14 @@
 #include <type_traits>
 
 #include "../kernels.h"
+#include "ahead.h"
 #include "isa/gemm_kernels.h"
 
 namespace matcalc::cpu {
+
+// Those of the instruction set in use.
+template <class T>
+const GemmKernels<T>& gemm_kernels();
 
 // T is the accumulator, float or double; P an element of the packed operands: T itself, or a
 // BfPair, two bfloat16 numbers that follow each other along the depth.
@@ -71,7 +76,7 @@ class Product {
   int64_t size_a_, size_b_, size_c_, size_;    // bytes of an element; size_: of S and bias
   int64_t m_a_, k_a_, k_b_, n_b_, m_c_, n_c_;  // uniform steps, kNoStep where there is none
   bool a_in_place_, b_readable_in_place_, c_in_place_;
-  int64_t ahead_a_ = 0, ahead_b_ = 0, ahead_c_ = 0;  // bytes of an item to fetch early
+  Ahead ahead_;
 };
 
 extern template class Product<float>;

@@ -13,6 +13,9 @@
 
 namespace matcalc::cpu {
 
+// Multiply-adds below which the thread pool costs more than it gives (a few microseconds).
+constexpr int64_t kInlineWork = 64 * 1024;
+
 inline int num_threads() {
   uint32_t count = 1;
   if (torch_get_num_threads(&count) != AOTI_TORCH_SUCCESS) return 1;

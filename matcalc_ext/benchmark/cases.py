@@ -201,7 +201,7 @@ def products(full: bool) -> Iterator[Plan]:
                     ex.MATMUL, out, panel="matmul", series=f"{name}, {kind}", size=n,
                     **arithmetic(dtype, 2.0 * count * n**3),
                 )  # fmt: skip
-    for b, n in ((4096, 16), (512, 64)):
+    for b, n in ((16384, 4), (4096, 16), (512, 64)):
         for kind, out in ((FORWARD, None), (STEP, (b, n, n))):
             yield Plan(
                 "matmul float32, batched", f"{b} of {n} x {n}, {kind}", ((b, n, n), (b, n, n)),
@@ -387,7 +387,7 @@ def nn_bilinears(full: bool) -> Iterator[Plan]:
         for b, i, j, o in ((32, 64, 64, 64), (128, 128, 128, 128), (256, 256, 256, 64)):
             if b > 128 and not full:
                 continue
-            for kind, out, count in ((FORWARD, None, 1), (STEP, (b, o), 4)):
+            for kind, out, count in ((FORWARD, None, 1), (STEP, (b, o), 3)):
                 yield Plan(
                     f"nn bilinear {name_of(dtype)}", f"{b} rows, {i} x {j} -> {o}, {kind}",
                     ((b, i), (b, j), (o, i, j), (o,)), dtype, NN_BILINEAR, ex.NN_BILINEAR, out,

@@ -37,6 +37,19 @@ struct PackSource {
   double factor;           // multiplies every packed value
 };
 
+// A run of `count` small products, each operand as many elements after the one before as its step
+// says. Strides count elements as they are stored; the columns of C are contiguous.
+struct SmallProducts {
+  int64_t count, rows, cols, depth;
+  const void *a, *b;
+  void* c;
+  int64_t a_row, a_col, b_row, b_col, c_row;
+  int64_t a_step, b_step, c_step;
+  bool conj_a, conj_b;
+};
+// The most elements of a B whose columns are not contiguous.
+constexpr int64_t kSmallGathered = 256;
+
 // Two bfloat16 numbers that follow each other along the depth of a product: what instructions for
 // dot products of pairs take. The first is in the low half.
 struct BfPair {
@@ -73,6 +86,10 @@ struct GemmKernels {
                                const PackSource& source);
   PackComplex pack_complex_rows = nullptr, pack_complex_cols = nullptr;
   void (*store_complex)(int64_t count, const T* re, const T* im, void* dst, int64_t step) = nullptr;
+
+  // Small products whole, from operands as they lie; complex ones too. Each sum in the order that
+  // the tile has.
+  void (*small)(Dtype dtype, const SmallProducts& products) = nullptr;
 
   // Storage to accumulator and back, `count` elements with the given element steps.
   void (*load)(Dtype dtype, int64_t count, const void* src, int64_t step, T* dst);
