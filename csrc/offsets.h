@@ -46,6 +46,15 @@ int64_t uniform_step(const DimList<D>& dims, int64_t D::* stride, int64_t none) 
   return dims[dims.count - 1].*stride;
 }
 
+// Dimensions of m or n that are not the innermost become batch dimensions: the depth is the same.
+inline void split_outer(DimList<ContractionDim>& dims, DimList<ContractionDim>& batch) {
+  for (int i = 0; i + 1 < dims.count; ++i) batch.push(dims[i]);
+  if (dims.count > 1) {
+    dims[0] = dims[dims.count - 1];
+    dims.count = 1;
+  }
+}
+
 // C^T = B^T A^T: A and B, m and n exchanged. A bias then runs along m.
 inline void transpose(Contraction& op) {
   std::swap(op.a, op.b);

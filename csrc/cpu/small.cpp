@@ -108,17 +108,22 @@ void run(const Contraction& op) {
 }  // namespace
 
 bool contract_small(const Contraction& op) {
-  const bool column = op.n.count == 0 && op.m.count == 1 && op.m[0].c == 1;
-  if (!column) {
+  const auto inner = [](const DimList<Dim>& dims) {
+    return dims.count == 0 ? 1 : dims[dims.count - 1].size;
+  };
+  if (inner(op.m) > kReal.rows || inner(op.n) > kReal.cols) return false;
+  const bool column = op.n.count == 0 && op.m.count > 0 && op.m[op.m.count - 1].c == 1;
+  if (!column && op.m.count <= 1 && op.n.count <= 1) {
     if (!is_small(op)) return false;
     run(op);
     return true;
   }
-  if (op.m[0].size > kReal.cols) return false;
-  Contraction row = op;  // the kernel goes along the columns of C
-  transpose(row);
-  if (!is_small(row)) return false;
-  run(row);
+  Contraction items = op;  // what several items of a batch share is a matrix of each
+  split_outer(items.m, items.batch);
+  split_outer(items.n, items.batch);
+  if (column) transpose(items);  // the kernel goes along the columns of C
+  if (!is_small(items)) return false;
+  run(items);
   return true;
 }
 

@@ -47,15 +47,6 @@ constexpr int64_t kPiece = 4096;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Dimensions of m or n that are not the innermost become batch dimensions: the depth is the same.
-void split_outer(DimList<Dim>& dims, DimList<Dim>& batch) {
-  for (int i = 0; i + 1 < dims.count; ++i) batch.push(dims[i]);
-  if (dims.count > 1) {
-    dims[0] = dims[dims.count - 1];
-    dims.count = 1;
-  }
-}
-
 int64_t step_of(const DimList<Dim>& dims, int64_t Dim::* stride) {
   return dims.count == 0 ? 0 : dims[0].*stride;
 }
