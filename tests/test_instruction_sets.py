@@ -136,6 +136,32 @@ def test_same_bits_for_any_number_of_threads(isa, threads, op, shapes, dtype):
             assert torch.equal(one, two)
 
 
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+def test_same_bits_however_the_rows_are_split(isa, dtype):
+    """From nine rows on, a row's result does not depend on how many others there are."""
+    backward = torch.ops.matcalc_ext.linear_backward
+    for k in (1, 3, 9, 33, 130):
+        for out in (1, 2, 4, 5, 17, 33, 70):
+            x, weight, bias, grad = arguments(((72, k), (out, k), (out,), (72, out)), dtype)
+            square = weight[:, :1].mT @ weight[:, :1] + weight[:1].mT @ weight[:1]
+
+            def ways(x, grad, weight=weight, bias=bias, square=square):
+                return (
+                    matcalc_ext.linear(x, weight, bias),
+                    matcalc_ext.matmul(x, weight.mT.contiguous()),
+                    matcalc_ext.matmul(weight, x.mT).mT,
+                    backward(grad, x, weight, bias, True, False, False)[0],
+                    matcalc_ext.quadratic(x, square),
+                    matcalc_ext.bilinear(grad, weight, x),
+                )
+
+            whole = ways(x, grad)
+            for rows in (9, 24, 36):
+                parts = [ways(x[i : i + rows], grad[i : i + rows]) for i in range(0, 72, rows)]
+                for one, many in zip(whole, zip(*parts, strict=True), strict=True):
+                    assert torch.equal(one, torch.cat(many))
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
 def test_nan_and_infinity_stay_where_they_are(isa, dtype):
     """A tile's unused rows and columns do not carry a NaN into the used ones, nor stop one."""

@@ -15,21 +15,31 @@ namespace {
 using Dim = ContractionDim;
 
 // Up to which size a product takes less time from its operands as they lie than by the other paths
-// (1000 products of 4 x 4 to 32 x 32, each dtype; of 4 x 4 in float32: 6 us, not 69). Elements of
-// 16 bits are widened one by one on the way, so that it pays less for them.
+// (measured with 4 to 100000 rows and in batches of 1000; 1000 products of 4 x 4 in float32: 6 us,
+// not 69). Elements of 16 bits are widened one by one on the way, so that it pays less for them.
+//
+// A product with few columns, or rows, takes the path of the vectors otherwise, one of bfloat16
+// that of the pairs, which add in other orders: there the other dimension, from nine on, has no
+// say.
+constexpr int64_t kCols = 32, kDepth = 32;
+constexpr int64_t kFew = 4, kUnderNine = 8;
 struct Limits {
-  int64_t rows, cols, depth, work, gathered;
+  int64_t depth;     // with few columns
+  int64_t elements;  // of B with more, for up to `rows` rows
+  int64_t rows;
+  int64_t any_elements;  // the same for any number of rows
 };
-constexpr Limits kReal = {32, 32, 32, 8192, kSmallGathered};
-constexpr Limits kComplex = {32, 32, 16, 8192, kSmallGathered};
-constexpr Limits kFloat16 = {32, 32, 16, 2048, 144};
-// Of more rows the sum is one of pairs, in another order.
-constexpr Limits kBFloat16 = {8, 32, 16, 4096, 144};
+constexpr Limits kReal = {16, kSmallGathered, 1024, 64};
+constexpr Limits kComplex = {8, kSmallGathered, 0, kSmallGathered};
+constexpr Limits kFloat16 = {4, 144, 16, 0};
+constexpr Limits kBFloat16 = {8, kSmallGathered, kUnderNine, 0};
 // A B whose columns are not contiguous is gathered: to make up for it, it meets so many rows or has
 // so few elements.
 constexpr int64_t kGatheringRows = 4, kGatheredAtOnce = 64;
 // What an item costs before its first multiply-add, in multiply-adds.
 constexpr int64_t kStart = 256;
+// From so many rows on, an item is shared out between threads.
+constexpr int64_t kManyRows = 64;
 // Items of fewer bytes are so near each other that the processor sees the next ones coming.
 constexpr int64_t kFarApart = 1024;
 
@@ -50,10 +60,14 @@ bool is_small(const Contraction& op) {
   if (!plain || op.k.count != 1 || op.m.count > 1 || op.n.count > 1) return false;
   const Limits& most = limits(op.dtype);
   const int64_t rows = op.m.numel(), cols = op.n.numel(), depth = op.k[0].size;
-  if (rows > most.rows || cols > most.cols || depth > most.depth || depth == 0) return false;
-  if (rows * cols * depth > most.work || (cols > 1 && op.n[0].c != 1)) return false;
-  const int64_t gathered = rows < kGatheringRows ? kGatheredAtOnce : most.gathered;
-  return cols == 1 || op.n[0].b == 1 || depth * cols <= gathered;
+  const bool pairs = op.dtype == Dtype::kBFloat16;
+  const int64_t most_cols = rows <= kFew || pairs ? kUnderNine : kCols;
+  if (cols > most_cols || depth > kDepth || depth == 0) return false;
+  const int64_t elements = rows <= most.rows ? most.elements : most.any_elements;
+  if (cols <= kFew ? depth > most.depth : cols * depth > elements) return false;
+  if (cols == 1) return true;
+  const bool gathered = op.n[0].b != 1;
+  return op.n[0].c == 1 && (!gathered || rows >= kGatheringRows || cols * depth <= kGatheredAtOnce);
 }
 
 void run(const Contraction& op) {
@@ -80,29 +94,50 @@ void run(const Contraction& op) {
                     small_span(p.depth, p.b_row, p.cols, p.b_col, size),
                     small_span(p.rows, p.c_row, p.cols, 1, size));
   const bool far_apart = ahead.bytes() >= kFarApart;
+  const auto at = [&](const void* data, int64_t Dim::* stride, int64_t item) {
+    return static_cast<const char*>(data) + offset_of(op.batch, stride, item) * size;
+  };
+  const auto compute = [&](SmallProducts run, int64_t item, int64_t row) {
+    run.a = at(op.a, &Dim::a, item) + row * p.a_row * size;
+    run.b = at(op.b, &Dim::b, item);
+    run.c = const_cast<char*>(at(op.c, &Dim::c, item)) + row * p.c_row * size;
+    kernel(op.dtype, run);
+  };
 
-  const int64_t grain = 2 * kInlineWork / (kStart + p.rows * p.cols * p.depth);
-  parallel_for(0, items, grain, [&](int64_t first, int64_t last) {
-    const auto at = [&](const void* data, int64_t Dim::* stride, int64_t item) {
-      return static_cast<const char*>(data) + offset_of(op.batch, stride, item) * size;
-    };
-    SmallProducts run = p;
-    for (; first < last; first += run.count) {
-      // Along the innermost dimension of the batch.
-      run.count = std::min(last - first, inner.size - first % inner.size);
-      if (far_apart) {
-        run.count = std::min(run.count, Ahead::kItems);
-        const int64_t end = std::min(last, first + 2 * Ahead::kItems);
-        for (int64_t i = first + Ahead::kItems; i < end; ++i) {
-          ahead.fetch_item(at(op.a, &Dim::a, i), at(op.b, &Dim::b, i), at(op.c, &Dim::c, i));
+  const int64_t work = kStart + p.rows * p.cols * p.depth;
+  if (p.rows > kManyRows) {  // shared out by rows
+    const int64_t parts = (p.rows + kManyRows - 1) / kManyRows;
+    parallel_for(0, items * parts, std::max<int64_t>(1, 2 * kInlineWork / (work / parts)),
+                 [&](int64_t first, int64_t last) {
+                   while (first < last) {
+                     const int64_t item = first / parts, begin = item * parts;
+                     const int64_t end = std::min(last, begin + parts);
+                     const int64_t row = (first - begin) * kManyRows;
+                     SmallProducts rows = p;
+                     rows.count = 1;
+                     rows.rows = std::min(p.rows, (end - begin) * kManyRows) - row;
+                     compute(rows, item, row);
+                     first = end;
+                   }
+                 });
+    return;
+  }
+  parallel_for(
+      0, items, std::max<int64_t>(1, 2 * kInlineWork / work), [&](int64_t first, int64_t last) {
+        SmallProducts run = p;
+        for (; first < last; first += run.count) {
+          // Along the innermost dimension of the batch.
+          run.count = std::min(last - first, inner.size - first % inner.size);
+          if (far_apart) {
+            run.count = std::min(run.count, Ahead::kItems);
+            const int64_t end = std::min(last, first + 2 * Ahead::kItems);
+            for (int64_t i = first + Ahead::kItems; i < end; ++i) {
+              ahead.fetch_item(at(op.a, &Dim::a, i), at(op.b, &Dim::b, i), at(op.c, &Dim::c, i));
+            }
+          }
+          compute(run, first, 0);
         }
-      }
-      run.a = at(op.a, &Dim::a, first);
-      run.b = at(op.b, &Dim::b, first);
-      run.c = const_cast<char*>(at(op.c, &Dim::c, first));
-      kernel(op.dtype, run);
-    }
-  });
+      });
 }
 
 }  // namespace
@@ -111,8 +146,8 @@ bool contract_small(const Contraction& op) {
   const auto inner = [](const DimList<Dim>& dims) {
     return dims.count == 0 ? 1 : dims[dims.count - 1].size;
   };
-  if (inner(op.m) > kReal.rows || inner(op.n) > kReal.cols) return false;
   const bool column = op.n.count == 0 && op.m.count > 0 && op.m[op.m.count - 1].c == 1;
+  if (column ? inner(op.m) > kUnderNine : inner(op.n) > kCols) return false;
   if (!column && op.m.count <= 1 && op.n.count <= 1) {
     if (!is_small(op)) return false;
     run(op);

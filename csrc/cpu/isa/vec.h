@@ -33,5 +33,13 @@ namespace {
 template <class T>
 struct Vec;
 
+// even odd even odd ...
+template <class T>
+inline Vec<T> alternate(T even, T odd) {
+  Vec<T> low, high;
+  interleave(Vec<T>::set1(even), Vec<T>::set1(odd), low, high);
+  return low;
+}
+
 }  // namespace
 }  // namespace matcalc::cpu
