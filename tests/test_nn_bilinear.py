@@ -25,6 +25,7 @@ SHAPES = (
     ((1, 65), (1, 67), (2, 65, 67), None),
     ((150, 70), (150, 130), (17, 70, 130), (17,)),
     ((2, 40, 3), (2, 40, 1500), (17, 3, 1500), None),
+    ((1300, 20), (1300, 16), (9, 20, 16), (9,)),
 )
 EMPTY = (
     ((0, 3), (0, 2), (4, 3, 2), (4,)),
@@ -64,16 +65,35 @@ def test_expanded_operands(out):
     check_gradients(nn_bilinear, *args, draw((1,)).expand(out))
 
 
+def test_many_rows_in_any_order():
+    """Rows are taken some at a time along the outermost of the dimensions that they are made of."""
+    x1, x2 = draw((3, 700, 17)), draw((700, 3, 16)).transpose(0, 1)
+    weight, bias = draw((9, 17, 16)), draw((9,))
+    check_value(nn_bilinear, x1, x2, weight, bias)
+    check_value(nn_bilinear, x1.transpose(0, 1), x2.transpose(0, 1), weight, bias)
+    check_value(nn_bilinear, x1[:, :, None], x2[:, :, None], weight, None)
+    check_gradients(nn_bilinear, x1, x2, weight, bias)
+
+
+# One product, a product per output and the ways between.
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
-def test_gradients_of_a_row_do_not_depend_on_the_others(dtype):
-    x1, x2, weight, _ = arguments(((150, 70), (150, 130), (17, 70, 130), None), dtype)
-    grad = draw((150, 17), dtype)
+@pytest.mark.parametrize(
+    ("in1", "in2", "out"), ((70, 130, 17), (9, 12, 20), (16, 16, 20), (64, 64, 130), (5, 7, 3))
+)
+def test_a_row_does_not_depend_on_the_others(in1, in2, out, dtype):
+    x1, x2, weight, bias = arguments(((600, in1), (600, in2), (out, in1, in2), (out,)), dtype)
+    grad = draw((600, out), dtype)
     backward = torch.ops.matcalc_ext.nn_bilinear_backward
-    want = backward(grad, x1, x2, weight, True, True, False, False)
-    for rows in (slice(0, 40), slice(40, 49), slice(49, 150)):
-        got = backward(grad[rows], x1[rows], x2[rows], weight, True, True, False, False)
-        assert torch.equal(got[0], want[0][rows])
-        assert torch.equal(got[1], want[1][rows])
+
+    def results(rows):
+        x1_rows, x2_rows = x1[rows], x2[rows]
+        grads = backward(grad[rows], x1_rows, x2_rows, weight, True, True, False, False)
+        return nn_bilinear.ours(x1_rows, x2_rows, weight, bias), *grads[:2]
+
+    whole = results(slice(None))
+    for rows in (slice(0, 40), slice(40, 49), slice(49, 600)):
+        for one, many in zip(results(rows), whole, strict=True):
+            assert torch.equal(one, many[rows])
 
 
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)

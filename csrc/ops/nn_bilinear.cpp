@@ -45,23 +45,23 @@ NnBilinearShape nn_bilinear_shape(const char* op, const Operand& x1, const Opera
 
 // Whether run_values, whose products are rows x in2 wide for each output, beats a single product
 // that is `out` columns wide over a generated operand of rows x (in1 in2) entries. Making that
-// operand costs as much as eight columns of the product, and as much again until some 128 columns
-// keep the tiles busy (measured with 4 to 256 inputs, 2 to 256 outputs and 1 to 4096 rows); with
-// few rows the single product is bound by packing the whole weight. Against a product for each
-// output speaks its start, where the matrices are small or a start is a kernel launch.
-bool output_by_output(const Call& call, const NnBilinearShape& shape, const Operand& x2, bool bias,
-                      int64_t rows) {
-  constexpr int64_t kFewOutputs = 8, kSomeOutputs = 32, kManyOutputs = 128, kFewRows = 64;
-  constexpr int64_t kSmallMatrix = 16 * 16, kLargeMatrix = 64 * 64;
+// operand costs as much as eight columns of the product, and as much again until enough columns
+// keep the tiles busy (measured with 4 to 256 inputs, 2 to 256 outputs and 1 to 4096 rows). Against
+// a product for each output speaks its start, where the matrices are small or a start is a kernel
+// launch. The rows have no say, for the two add in different orders.
+bool output_by_output(const Call& call, const NnBilinearShape& shape, const Operand& x2,
+                      bool bias) {
+  constexpr int64_t kFewOutputs = 8, kSomeOutputs = 32, kManyOutputs = 128;
+  constexpr int64_t kSmallMatrix = 16 * 16, kMiddleMatrix = 64 * 64, kLargeMatrix = 96 * 96;
   if (shape.in1 == 0 || shape.in2 == 0) return false;
   for (int64_t d = 0; bias && d < shape.lead; ++d) {
     if (x2.strides[d] == 0 && x2.sizes[d] != 1) return false;
   }
   if (shape.out < kFewOutputs) return true;
-  if (!call.kernels->calls_are_cheap) return false;
   const int64_t entries = shape.in1 * shape.in2;
-  return (entries >= kSmallMatrix && shape.out < kSomeOutputs) ||
-         (entries >= kLargeMatrix && (shape.out < kManyOutputs || rows < kFewRows));
+  if (!call.kernels->calls_are_cheap || entries < kSmallMatrix) return false;
+  if (entries >= kLargeMatrix && dtype_size(call.dtype) > 2) return true;
+  return shape.out < (entries < kMiddleMatrix ? kSomeOutputs : kManyOutputs);
 }
 
 // What z, or its gradient, and the rows of the inputs share in memory.
@@ -97,7 +97,7 @@ Tensor nn_bilinear(const Tensor& input1, const Tensor& input2, const Tensor& wei
   Result z = call.empty(shape.result);
   if (z.numel == 0) return z.take();
 
-  if (output_by_output(call, shape, x2, b.has_value(), z.numel / shape.out)) {
+  if (output_by_output(call, shape, x2, b.has_value())) {
     run_values(call, shared_forms(shape, x1, x2, w, z), b_or_null, z.data);
     return z.take();
   }

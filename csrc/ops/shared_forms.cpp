@@ -46,14 +46,13 @@ class DenseRows {
 
 }  // namespace
 
+namespace {
+
 // T[b, o, j] = sum_i x1[b, i] W[o, i, j], z[b, o] = sum_j T x2[b, j] + bias[o], for so many outputs
-// at a time as keep T in the cache (of a GPU: 64 MiB): one call for each output would be mostly its
-// start.
-void run_values(const Call& call, const SharedForms& forms, const Operand* bias, void* z) {
-  const int64_t cached_entries = call.kernels->calls_are_cheap ? 1 << 19 : 1 << 24;
-  const int64_t rows = forms.row_count(), in2 = forms.in2;
-  const int64_t together = std::clamp<int64_t>(cached_entries / (rows * in2), 1, forms.out);
-  const Result t = call.intermediate({rows, together, in2});
+// at a time as T has room for: one call for each output would be mostly its start.
+void run_values_of_rows(const Call& call, const SharedForms& forms, const Operand* bias, void* z,
+                        const Result& t) {
+  const int64_t in2 = forms.in2, together = t.sizes[1];
   for (int64_t o = 0; o < forms.out; o += together) {
     const int64_t count = std::min(together, forms.out - o);
     ContractionBuilder first(call, {forms.x1}, {}, {shifted(forms.w, o * forms.w_o, call.dtype)},
@@ -80,6 +79,34 @@ void run_values(const Call& call, const SharedForms& forms, const Operand* bias,
     second.add({in2, forms.x2_j, 0, 1, 0});
     first.run();
     second.run();
+  }
+}
+
+}  // namespace
+
+// Some rows at a time: T stays in the cache (of a GPU: within 64 MiB), and the outputs in hand are
+// about as many for any number of rows.
+void run_values(const Call& call, const SharedForms& forms, const Operand* bias, void* z) {
+  const bool cached = call.kernels->calls_are_cheap;
+  const int64_t most_rows = cached ? 512 : 1 << 14, entries = cached ? 1 << 19 : 1 << 24;
+  SharedForms some = forms;
+  order_and_merge(some.rows, [](const LoopDim& row) { return row.c; },
+                  {&LoopDim::a, &LoopDim::s, &LoopDim::c});
+  int64_t outer = 1, step = 1;  // the outermost dimension of the rows, and how much of it at a time
+  if (some.rows.count > 0) {
+    outer = some.rows[0].size;
+    step = std::clamp<int64_t>(most_rows * outer / some.row_count(), 1, outer);
+    some.rows[0].size = step;
+  }
+  const int64_t rows = some.row_count();
+  const int64_t together = std::clamp<int64_t>(entries / (rows * forms.in2), 1, forms.out);
+  const Result t = call.intermediate({rows, together, forms.in2});
+  for (int64_t first = 0; first < outer; first += step) {
+    const LoopDim row = some.rows.count > 0 ? some.rows[0] : LoopDim{};
+    some.x1 = shifted(forms.x1, first * row.a, call.dtype);
+    some.x2 = shifted(forms.x2, first * row.s, call.dtype);
+    if (first + step > outer) some.rows[0].size = outer - first;
+    run_values_of_rows(call, some, bias, shifted(z, first * row.c, call.dtype), t);
   }
 }
 
