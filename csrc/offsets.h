@@ -46,6 +46,12 @@ int64_t uniform_step(const DimList<D>& dims, int64_t D::* stride, int64_t none) 
   return dims[dims.count - 1].*stride;
 }
 
+// The stride along a list of one dimension, or none.
+template <class D>
+int64_t step_of(const DimList<D>& dims, int64_t D::* stride) {
+  return dims.count == 0 ? 0 : dims[0].*stride;
+}
+
 // Dimensions of m or n that are not the innermost become batch dimensions: the depth is the same.
 inline void split_outer(DimList<ContractionDim>& dims, DimList<ContractionDim>& batch) {
   for (int i = 0; i + 1 < dims.count; ++i) batch.push(dims[i]);

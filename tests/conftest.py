@@ -52,3 +52,11 @@ def fresh_compiler():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture(params=_C.cpu_isas())
+def isa(request):
+    """Each instruction set of the host in turn."""
+    _C.set_cpu_isa(request.param)
+    yield request.param
+    _C.set_cpu_isa("")

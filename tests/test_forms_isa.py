@@ -37,13 +37,6 @@ def padded(A):
 LAYOUTS = (by_rows, by_columns, padded, sliced)
 
 
-@pytest.fixture(params=matcalc_ext._C.cpu_isas())
-def isa(request):
-    matcalc_ext._C.set_cpu_isa(request.param)
-    yield request.param
-    matcalc_ext._C.set_cpu_isa("")
-
-
 @pytest.fixture
 def threads():
     before = torch.get_num_threads()

@@ -46,13 +46,6 @@ CASES = (
 )
 
 
-@pytest.fixture(params=_C.cpu_isas())
-def isa(request):
-    _C.set_cpu_isa(request.param)
-    yield request.param
-    _C.set_cpu_isa("")
-
-
 @pytest.fixture
 def threads():
     before = torch.get_num_threads()

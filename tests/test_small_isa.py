@@ -3,19 +3,10 @@
 import pytest
 from reference import FLOATING, arguments, check_value, conjugated, draw, matmul, offset, sliced
 
-import matcalc_ext
-
 # Groups of 8, 4 and fewer rows; registers of 2 to 16 columns; on both sides of the limits.
 ROWS = (1, 2, 3, 4, 5, 8, 9, 15, 32, 33)
 COLS = (1, 2, 3, 4, 8, 9, 16, 17, 32, 33)
 EACH_DTYPE = pytest.mark.parametrize("dtype", FLOATING, ids=str)
-
-
-@pytest.fixture(params=matcalc_ext._C.cpu_isas())
-def isa(request):
-    matcalc_ext._C.set_cpu_isa(request.param)
-    yield request.param
-    matcalc_ext._C.set_cpu_isa("")
 
 
 def transposed(t):

@@ -44,13 +44,6 @@ LAYOUTS = (by_rows, transposed, padded, sliced, conjugated)
 EACH_DTYPE = pytest.mark.parametrize("dtype", FLOATING, ids=str)
 
 
-@pytest.fixture(params=matcalc_ext._C.cpu_isas())
-def isa(request):
-    matcalc_ext._C.set_cpu_isa(request.param)
-    yield request.param
-    matcalc_ext._C.set_cpu_isa("")
-
-
 @pytest.fixture
 def threads():
     before = torch.get_num_threads()

@@ -49,10 +49,6 @@ const Limits& limits(Dtype dtype) {
   return is_complex(dtype) ? kComplex : kReal;
 }
 
-int64_t step_of(const DimList<Dim>& dims, int64_t Dim::* stride) {
-  return dims.count == 0 ? 0 : dims[0].*stride;
-}
-
 bool is_small(const Contraction& op) {
   const bool plain = op.s == nullptr && op.bias == nullptr && op.fold == Fold::kNone &&
                      op.scale == 1 && op.dtype_a == op.dtype && op.dtype_b == op.dtype &&

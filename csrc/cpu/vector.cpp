@@ -47,10 +47,6 @@ constexpr int64_t kPiece = 4096;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int64_t step_of(const DimList<Dim>& dims, int64_t Dim::* stride) {
-  return dims.count == 0 ? 0 : dims[0].*stride;
-}
-
 // The operands of one item.
 struct Item {
   const char *a, *b;
