@@ -1,16 +1,22 @@
 """Small products and batches of them under each instruction set: csrc/cpu/small.cpp."""
 
 import pytest
-from reference import FLOATING, arguments, check_value, conjugated, draw, matmul, offset, sliced
+from reference import (
+    FLOATING,
+    arguments,
+    check_value,
+    conjugated,
+    draw,
+    matmul,
+    offset,
+    sliced,
+    transposed,
+)
 
 # Groups of 8, 4 and fewer rows; registers of 2 to 16 columns; on both sides of the limits.
 ROWS = (1, 2, 3, 4, 5, 8, 9, 15, 32, 33)
 COLS = (1, 2, 3, 4, 8, 9, 16, 17, 32, 33)
 EACH_DTYPE = pytest.mark.parametrize("dtype", FLOATING, ids=str)
-
-
-def transposed(t):
-    return t.mT.contiguous().mT
 
 
 @EACH_DTYPE

@@ -14,7 +14,6 @@
 #include "gemm.h"
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "../offsets.h"
 #include "scratch.h"

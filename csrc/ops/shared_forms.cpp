@@ -1,6 +1,7 @@
 #include "shared_forms.h"
 
 #include <algorithm>
+#include <type_traits>
 
 namespace matcalc {
 namespace {
@@ -111,8 +112,9 @@ void run_values(const Call& call, const SharedForms& forms, const Operand* bias,
 }
 
 // The way of run_input_gradients saves a product of `out` multiply-adds an entry of V, and costs
-// the way of V through the cache: that of eight, or of 16 where bfloat16 numbers are multiplied in
-// pairs and V is not small (measured with 1 to 2048 rows and 4 to 256 inputs).
+// the way of V through the cache: that of eight, or of 16 where elements have 16 bits, of which
+// bfloat16 is multiplied in pairs, and V is not small (measured with 1 to 2048 rows and 4 to 256
+// inputs).
 bool input_gradients_pay(const Call& call, const SharedForms& forms) {
   constexpr int64_t kFewOutputs = 8, kFewOutputsOfPairs = 16, kSmallMatrix = 32 * 32;
   const bool pairs = dtype_size(call.dtype) == 2 && forms.in1 * forms.in2 > kSmallMatrix;
