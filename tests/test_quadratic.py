@@ -112,6 +112,21 @@ def test_layouts(layout, dtype, op):
             check_gradients(op, *views)
 
 
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize(
+    "shapes", [((300, 483), (483, 483)), ((2, 260, 1, 131), (9, 131, 131))], ids=str
+)
+def test_large_gradients_of_a_shared_matrix_are_mirrored(shapes, dtype):
+    """Some rows at a time, each up to the diagonal."""
+    for op in (quadratic, quadratic_symmetric):
+        args = arguments(shapes, dtype)
+        x, A = (args[0], from_lower(args[1])) if op is quadratic_symmetric else args
+        check_gradients(op, x, A)
+        dA = gradients(op.ours, (x, A), draw(op.plain(x, A).shape, dtype))[1]
+        rows, columns = torch.tril_indices(*dA.shape[-2:], offset=-dA.shape[-1] // 2)
+        assert torch.equal(dA[..., rows, columns], dA[..., columns, rows])
+
+
 def test_expanded_operands():
     check_gradients(quadratic, draw((1,)).expand(5), draw((1, 5)).expand(5, 5))
     check_gradients(quadratic, draw((1, 5)).expand(3, 5), draw((5, 5)).expand(3, 5, 5))

@@ -137,6 +137,16 @@ def test_numbers_times_vectors(isa, dtype):
 
 
 @EACH_DTYPE
+def test_numbers_times_columns(isa, dtype):
+    """A matrix that is transposed on the way: each item's vector is one of its columns."""
+    for m, n in ((3, 20), (17, 300), (1, 40), (70, 16), (5, 4200)):
+        numbers, columns = draw((m, 1, 1), dtype), draw((n, m), dtype).mT.unsqueeze(1)
+        check_value(BY_NAME["matmul"], numbers, columns)
+        check_value(BY_NAME["matmul"], numbers, conjugated(columns))
+        check_value(BY_NAME["matmul"], numbers[:1], columns)
+
+
+@EACH_DTYPE
 def test_sums(isa, dtype):
     """The gradient of a bias is a sum of rows; that of one number for all a sum of everything."""
     for rows, cols in ((3, 2), (40, 33), (1500, 70), (5, 20000)):

@@ -44,6 +44,9 @@ constexpr int64_t kRowGroup = 64;
 // Outputs whose sums are kept at a time, and elements of a vector gathered at a time: what the
 // kernel walks at once, so that they stay in L1.
 constexpr int64_t kPiece = 4096;
+// Columns at a time where their elements come from as many rows: each line that is read is used up
+// before others take its place in the cache, also where they all belong to one set of it.
+constexpr int64_t kAcross = 16;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -298,7 +301,8 @@ void Outer::run() const {
 
 // Piece by piece, each with its part of the vectors in L1.
 void Outer::rows(const Item& at, int64_t first, int64_t last) const {
-  const int64_t piece_n = std::min(kPiece, cols_);
+  const bool across = !in_place_ && m_b_ == 1;  // B is transposed on the way
+  const int64_t piece_n = std::min(across ? kAcross : kPiece, cols_);
   const int64_t piece_m = in_place_ || m_b_ == 0 ? kPiece : kPiece / piece_n;
   Scratch& scratch = Scratch::local();
   scratch.reserve(Scratch::size_of<char>(kPiece * ka_.acc_bytes) +

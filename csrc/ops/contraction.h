@@ -2,9 +2,18 @@
 // sorted into batch, m, n and k by which operands run through them, ordered and merged.
 #pragma once
 
+#include <type_traits>
+
 #include "tensor.h"
 
 namespace matcalc {
+
+// `data` and so many elements further.
+template <class Data>
+Data* shifted(Data* data, int64_t elements, Dtype dtype) {
+  using Byte = std::conditional_t<std::is_const_v<Data>, const char, char>;
+  return static_cast<Byte*>(data) + elements * dtype_size(dtype);
+}
 
 // One loop dimension and the stride of each operand along it, 0 where it does not run along it.
 struct LoopDim {

@@ -1,16 +1,9 @@
 #include "shared_forms.h"
 
 #include <algorithm>
-#include <type_traits>
 
 namespace matcalc {
 namespace {
-
-template <class Data>
-Data* shifted(Data* data, int64_t elements, Dtype dtype) {
-  using Byte = std::conditional_t<std::is_const_v<Data>, const char, char>;
-  return static_cast<Byte*>(data) + elements * dtype_size(dtype);
-}
 
 // The rows of an operand one after the other, in the dtype of intermediate products if asked for:
 // the operand itself where that is how it is stored, else a copy.
