@@ -26,7 +26,8 @@ SHAPES = (
     ((4, 1, 9), (5, 9, 9)),
     ((4, 1, 9), (1, 9, 9)),
     ((2, 1, 3, 9), (4, 1, 9, 9)),
-    ((40, 1, 33), (18, 33, 33)),
+    ((40, 1, 33), (25, 33, 33)),
+    ((5, 1, 135), (17, 135, 135)),
     ((3, 1, 2, 1, 130), (3, 1, 6, 130, 130)),
     ((1, 3, 5, 17), (18, 1, 1, 17, 17)),
     ((2, 1, 3, 1, 9), (4, 1, 5, 9, 9)),
@@ -112,10 +113,14 @@ def test_layouts(layout, dtype, op):
             check_gradients(op, *views)
 
 
-@pytest.mark.parametrize("dtype", FLOATING, ids=str)
-@pytest.mark.parametrize(
-    "shapes", [((300, 483), (483, 483)), ((2, 260, 1, 131), (9, 131, 131))], ids=str
+MANY_SUMS = (
+    *((((300, 483), (483, 483)), dtype) for dtype in FLOATING),
+    (((2, 260, 1, 131), (9, 131, 131)), torch.float32),
+    (((2, 260, 1, 131), (9, 131, 131)), torch.bfloat16),
 )
+
+
+@pytest.mark.parametrize(("shapes", "dtype"), MANY_SUMS, ids=str)
 def test_large_gradients_of_a_shared_matrix_are_mirrored(shapes, dtype):
     """Some rows at a time, each up to the diagonal."""
     for op in (quadratic, quadratic_symmetric):

@@ -502,23 +502,21 @@ void Product<T, P>::store(const Item& item, int64_t m0, int64_t m1, const Block&
     kernels_.store(op_.dtype_c, (m1 - m0) * cols, block.buffer, item.c + m0 * cols * size_c_, 1);
     return;
   }
-  if (n_c_ == kNoStep) offsets_of(op_.n, &Dim::c, block.n0, block.n0 + cols, block.n_c);
+  // By runs of columns that lie one step apart.
+  const bool runs = n_c_ == kNoStep;
+  if (runs) offsets_of(op_.n, &Dim::c, block.n0, block.n0 + cols, block.n_c);
+  const int64_t run = runs ? op_.n[op_.n.count - 1].size : cols;
+  const int64_t step = runs ? op_.n[op_.n.count - 1].c : n_c_, begun = block.n0 % run;
   for (int64_t i = m0; i < m1; ++i) {
     const T* row = block.buffer + parts * (i - m0) * ld;
     char* c = item.c + offset_of(op_.m, &Dim::c, i) * size_c_;
-    if (complex_) {
-      if (n_c_ != kNoStep) {
-        kernels_.store_complex(cols, row, row + ld, c + block.n0 * n_c_ * size_c_, n_c_);
+    for (int64_t j = 0, count; j < cols; j += count) {
+      count = std::min(cols - j, runs && j == 0 ? run - begun : run);
+      char* to = c + (runs ? block.n_c[j] : block.n0 * n_c_) * size_c_;
+      if (complex_) {
+        kernels_.store_complex(count, row + j, row + ld + j, to, step);
       } else {
-        for (int64_t j = 0; j < cols; ++j) {
-          kernels_.store_complex(1, row + j, row + ld + j, c + block.n_c[j] * size_c_, 1);
-        }
-      }
-    } else if (n_c_ != kNoStep) {
-      kernels_.store(op_.dtype_c, cols, row, c + block.n0 * n_c_ * size_c_, n_c_);
-    } else {
-      for (int64_t j = 0; j < cols; ++j) {
-        kernels_.store(op_.dtype_c, 1, row + j, c + block.n_c[j] * size_c_, 1);
+        kernels_.store(op_.dtype_c, count, row + j, to, step);
       }
     }
   }

@@ -163,7 +163,7 @@ Gradients3 bilinear_products_backward(const Tensor& grad, const Tensor& y_tensor
   }
   if (dy_left && dx_left) {
     const std::optional<SharedForms> forms = find_shared_forms(y, A, x, batch, g);
-    if (forms.has_value() && input_gradients_pay(call, *forms)) {
+    if (forms.has_value() && input_gradients_pay(call, *forms, false)) {
       run_input_gradients(call, *forms, g.data, dy.data, dx.data);
       dy_left = dx_left = false;
     }

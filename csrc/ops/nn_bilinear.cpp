@@ -132,7 +132,7 @@ Gradients4 nn_bilinear_backward(const Tensor& grad, const Tensor& input1, const 
   Result dx1 = need_input1 ? call.empty_like(x1) : Result();
   Result dx2 = need_input2 ? call.empty_like(x2) : Result();
   const SharedForms forms = shared_forms(shape, x1, x2, w, g);
-  if (dx1.numel != 0 && dx2.numel != 0 && input_gradients_pay(call, forms)) {
+  if (dx1.numel != 0 && dx2.numel != 0 && input_gradients_pay(call, forms, false)) {
     run_input_gradients(call, forms, g.data, dx1.data, dx2.data);
   } else {
     if (dx1.numel != 0) {

@@ -94,12 +94,11 @@ Tensor quadratic(const Tensor& x_tensor, const Tensor& A_tensor, bool symmetric)
         batch);
     return alpha.take();
   }
-  if (!symmetric) {
-    const std::optional<SharedForms> forms = find_shared_forms(x, A, x, batch, alpha);
-    if (forms.has_value() && forms->out > 1) {
-      run_values(call, *forms, nullptr, alpha.data);
-      return alpha.take();
-    }
+  std::optional<SharedForms> forms = find_shared_forms(x, A, x, batch, alpha);
+  if (forms.has_value() && forms->out > 1) {
+    forms->symmetric = symmetric;
+    run_values(call, *forms, nullptr, alpha.data);
+    return alpha.take();
   }
   // T[..., j] = sum_i x[..., i] A[..., i, j] over the batch that x or A runs along, then
   // alpha[...] = sum_j T[..., j] x[..., j].
@@ -209,9 +208,10 @@ Gradients2 quadratic_products_backward(const Tensor& grad, const Tensor& x_tenso
     dx_left = dx_left && !dx_now;
     dA_left = dA_left && !dA_now;
   }
-  if (dx_left && !symmetric && n != 0) {
-    const std::optional<SharedForms> forms = find_shared_forms(x, A, x, batch, g);
-    if (forms.has_value() && input_gradients_pay(call, *forms)) {
+  if (dx_left && n != 0) {
+    std::optional<SharedForms> forms = find_shared_forms(x, A, x, batch, g);
+    if (forms.has_value()) forms->symmetric = symmetric;
+    if (forms.has_value() && input_gradients_pay(call, *forms, true)) {
       run_input_gradients(call, *forms, g.data, dx.data, nullptr);
       dx_left = false;
     }

@@ -62,8 +62,12 @@ void run_values_of_rows(const Call& call, const SharedForms& forms, const Operan
       second.add({row.size, row.s, 0, t_row, row.c});
     }
     first.add({count, 0, 0, forms.w_o, in2});
-    first.add({in2, 0, 0, forms.w_j, 1});
-    first.add({forms.in1, forms.x1_i, 0, forms.w_i, 0});
+    if (forms.symmetric) {
+      first.add_fold(Fold::kSymmetric, in2, forms.w_i, forms.w_j, forms.x1_i, 1);
+    } else {
+      first.add({in2, 0, 0, forms.w_j, 1});
+      first.add({forms.in1, forms.x1_i, 0, forms.w_i, 0});
+    }
     if (bias != nullptr) {
       second.add_bias(shifted(bias->data, o * bias->stride(1), call.dtype), bias->stride(1), count,
                       in2, forms.z_o);
@@ -104,24 +108,45 @@ void run_values(const Call& call, const SharedForms& forms, const Operand* bias,
   }
 }
 
-// The way of run_input_gradients saves a product of `out` multiply-adds an entry of V, and costs
-// the way of V through the cache: that of eight, or of 16 where elements have 16 bits, of which
-// bfloat16 is multiplied in pairs, and V is not small (measured with 1 to 2048 rows and 4 to 256
-// inputs).
-bool input_gradients_pay(const Call& call, const SharedForms& forms) {
-  constexpr int64_t kFewOutputs = 8, kFewOutputsOfPairs = 16, kSmallMatrix = 32 * 32;
-  const bool pairs = dtype_size(call.dtype) == 2 && forms.in1 * forms.in2 > kSmallMatrix;
-  return call.kernels->calls_are_cheap && forms.out >= (pairs ? kFewOutputsOfPairs : kFewOutputs);
+// The way of run_input_gradients costs the way of V through the cache, and saves of a product of
+// `out` multiply-adds an entry of V
+//
+//   for two gradients      one of two products and the generation of their operands
+//   for the sum of both    the generation of an operand, and of a symmetric W that is no small
+//                          matrix three eighths of the product
+//
+// From how many outputs on it is the faster one was measured with 1 to 2048 rows, 4 to 256 inputs
+// and 2 to 128 outputs. Elements of 16 bits save less where there are two products, as bfloat16 is
+// multiplied in pairs, and more where there is one, as those of a fold are not.
+bool input_gradients_pay(const Call& call, const SharedForms& forms, bool one) {
+  if (!call.kernels->calls_are_cheap) return false;
+  const int64_t entries = forms.in1 * forms.in2;
+  const bool low = dtype_size(call.dtype) == 2;
+  if (!one) return forms.out >= (low && entries > 32 * 32 ? 16 : 8);
+  const bool half = forms.symmetric && entries >= 128 * 128;
+  return forms.out >= (low || half || is_complex(call.dtype) ? 16 : 24);
 }
+
+namespace {
+
+const void* half(Dtype dtype) {
+  static const double float64[] = {0.5, 0};  // complex128 too
+  static const float float32[] = {0.5f, 0};  // complex64 too
+  return dtype_size(dtype) == 16 || dtype == Dtype::kFloat64 ? static_cast<const void*>(float64)
+                                                             : float32;
+}
+
+}  // namespace
 
 // By way of the matrices V of the rows' forms x1^T V x2:
 //
 //   V[b, i, j] = sum_o conj(g[b, o]) W[o, i, j]                              a matrix product
 //   dx1[b, i] = conj(sum_j V x2[b, j]),  dx2[b, j] = conj(sum_i V x1[b, i])  one pass over V
 //
-// That is one matrix product instead of two, without an operand to generate. V is made for some
-// rows and some i at a time, so that it stays in the cache. How many i follows from the shape of W
-// alone: dx2 is summed over them, and must not depend on the rows beside its own.
+// That is one matrix product instead of two, without an operand to generate; of a symmetric W only
+// the blocks up to the diagonal. V is made for some rows and some i at a time, so that it stays in
+// the cache. How many i follows from the shape of W alone: dx2 is summed over them, and must not
+// depend on the rows beside its own.
 void run_input_gradients(const Call& call, const SharedForms& forms, const void* g, void* dx1,
                          void* dx2) {
   constexpr int64_t kItemEntries = 4096;          // of V for one row: half of L1
@@ -150,20 +175,22 @@ void run_input_gradients(const Call& call, const SharedForms& forms, const void*
     void* p = p_kept ? shifted(sums.data, parts * count * in2, wide) : dx1_rows;
     void* q = q_kept ? sums.data : dx2_rows;
     for (int64_t i = 0; i < in1; i += part) {
-      const int64_t height = std::min(part, in1 - i);
+      const int64_t height = std::min(part, in1 - i), width = forms.symmetric ? i + height : in2;
       ContractionBuilder product(call, {g_rows.from(b * out), true}, {},
                                  {shifted(forms.w, i * forms.w_i, narrow)}, v.data);
       product.intermediate_c();
-      product.add({count, out, 0, 0, height * in2});
-      product.add({height, 0, 0, forms.w_i, in2});
-      product.add({in2, 0, 0, forms.w_j, 1});
+      product.add({count, out, 0, 0, height * width});
+      product.add({height, 0, 0, forms.w_i, width});
+      product.add({width, 0, 0, forms.w_j, 1});
       product.add({out, 1, 0, forms.w_o, 0});
       product.run();
 
+      // Of a symmetric W the block on the diagonal is a form of its own.
       Form form{};
       form.dtype = form.dtype_d = wide;
       form.rows = height;
-      form.cols = form.a_row = in2;
+      form.cols = forms.symmetric ? i : in2;
+      form.a_row = width;
       form.y = x1_rows.from(b * in1 + i);
       form.a = v.data;
       form.x = x2_rows.from(b * in2);
@@ -171,8 +198,18 @@ void run_input_gradients(const Call& call, const SharedForms& forms, const void*
       form.dy = shifted(p, i, wide);
       form.dx = shifted(q, i / part * count * in2, wide);
       form.device = call.device_index;
-      form.batch.push({count, in1, height * in2, in2, 0, 0, in1, 0, in2});
-      call.kernels->form(form);
+      form.batch.push({count, in1, height * width, in2, 0, 0, in1, 0, in2});
+      if (form.cols != 0) call.kernels->form(form);
+      if (forms.symmetric) {
+        form.quadratic = form.symmetric = true;
+        form.cols = height;
+        form.a = shifted(v.data, i, wide);
+        form.x = form.y;
+        if (parts > 1) form.g = half(wide);  // the sum is doubled
+        form.dy = nullptr;
+        form.dx = shifted(form.dx, i, wide);
+        call.kernels->form(form);
+      }
     }
     if (p_kept && !one) {
       ContractionBuilder rounding(call, {}, {}, {p}, dx1_rows);
@@ -180,11 +217,18 @@ void run_input_gradients(const Call& call, const SharedForms& forms, const void*
       rounding.add({count * in1, 0, 0, 1, 1});
       rounding.run();
     }
-    if (q_kept) {
-      ContractionBuilder sum(call, {}, {}, {q}, dx2_rows);
+    // The columns of a part of a symmetric W get sums from it and the parts below it, and, from the
+    // second part on, of the rows left of the diagonal block.
+    const int64_t columns = forms.symmetric ? part : in2;
+    for (int64_t j = 0; q_kept && j < in2; j += columns) {
+      const int64_t first = j / columns;
+      ContractionBuilder sum(call, {}, {}, {shifted(q, first * count * in2 + j, wide)},
+                             shifted(dx2_rows, j, narrow));
       sum.intermediate_b();
-      sum.add({count * in2, 0, 0, 1, 1});
-      sum.add({one ? parts + 1 : parts, 0, 0, count * in2, 0});
+      sum.add({count, 0, 0, in2, in2});
+      sum.add({std::min(columns, in2 - j), 0, 0, 1, 1});
+      sum.add({parts - first + (one && (j > 0 || !forms.symmetric) ? 1 : 0), 0, 0, count * in2, 0});
+      if (forms.symmetric && parts > 1) sum.set_scale(2);
       sum.run();
     }
   }

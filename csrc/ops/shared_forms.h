@@ -16,6 +16,8 @@ struct SharedForms {
   int64_t w_o, w_i, w_j;  // of W
   int64_t z_o;            // of z, or of its gradient g, along the outputs
   DimList<LoopDim> rows;  // the strides a of x1, s of x2 and c of z or g; b is 0
+  bool symmetric =
+      false;  // x1 is x2, and of W[o] only i >= j is read: the rest is its mirror image
 
   int64_t row_count() const { return rows.numel(); }
 };
@@ -25,8 +27,8 @@ struct SharedForms {
 template <class Z>
 std::optional<SharedForms> find_shared_forms(const Operand& y, const Operand& A, const Operand& x,
                                              const Dims& batch, const Z& z) {
-  SharedForms forms{y.data,      x.data, A.data,      A.size(2),   A.size(1), 1, y.stride(1),
-                    x.stride(1), 0,      A.stride(2), A.stride(1), 0,         {}};
+  SharedForms forms{y.data,      x.data, A.data,      A.size(2),   A.size(1), 1,  y.stride(1),
+                    x.stride(1), 0,      A.stride(2), A.stride(1), 0,         {}, false};
   DimList<LoopDim> outputs;
   for (int64_t d = 0; d < batch.count; ++d) {
     if (batch.sizes[d] == 1) continue;
@@ -56,8 +58,8 @@ std::optional<SharedForms> find_shared_forms(const Operand& y, const Operand& A,
 // outputs.
 void run_values(const Call& call, const SharedForms& forms, const Operand* bias, void* z);
 
-// Whether run_input_gradients beats a product for each gradient.
-bool input_gradients_pay(const Call& call, const SharedForms& forms);
+// Whether run_input_gradients beats a product for each gradient, or (`one`) for their sum.
+bool input_gradients_pay(const Call& call, const SharedForms& forms, bool one);
 
 // dx1[b, i] = sum_oj g[b, o] conj(W[o, i, j] x2[b, j]) and dx2[b, j] = sum_oi g conj(W x1), dense
 // rows of in1 and in2 entries; with dx2 == nullptr their sum, in dx1, for x1 = x2.
