@@ -180,6 +180,41 @@ def test_only_the_gradients_asked_for_are_computed(op):
         assert [t.grad is not None for t in args] == [i == wanted for i in range(len(shapes))]
 
 
+LARGE = {
+    "matmul": ((512, 5), (5, 512)),
+    "linear": ((4, 128, 3), (512, 3), (512,)),
+    "bilinear": ((512,), (512, 512), (512,)),
+    "quadratic": ((512,), (512, 512)),
+    "nn_bilinear": ((2, 128), (2, 128), (16, 128, 128), (16,)),
+}
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@EACH_OP
+def test_of_large_gradients_those_that_grad_wants_are_computed(op, create_graph):
+    """torch.autograd.grad for one argument, a leaf or not, where all of them require gradients."""
+    args = arguments(LARGE[op.name.removesuffix("_symmetric")], requires_grad=True)
+    for inner in (args, [t * 1 for t in args]):
+        out = op.ours(*inner)
+        grad = draw(out.shape)
+        everything = torch.autograd.grad(out, inner, grad, retain_graph=True)
+        for wanted, expected in enumerate(everything):
+            with Calls() as noted:
+                (got,) = torch.autograd.grad(
+                    out, inner[wanted], grad, retain_graph=True, create_graph=create_graph
+                )
+            (_, grads) = noted.calls[0]
+            assert len(noted.calls) == 1
+            assert [g is not None for g in grads] == [i == wanted for i in range(len(args))]
+            torch.testing.assert_close(got, expected)
+            assert got.requires_grad == create_graph
+        for leaf in args:
+            leaf.grad = None
+        out.backward(grad)
+        for leaf, expected in zip(args, everything, strict=True):
+            torch.testing.assert_close(leaf.grad, expected)
+
+
 @EACH_OP
 def test_without_a_gradient_there_is_no_graph(op):
     args = arguments(next(iter(op.families.values())), requires_grad=True)

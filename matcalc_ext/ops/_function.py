@@ -15,6 +15,7 @@ under a name that begins with "_", where autograd, autocast and transforms are n
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
+from operator import and_
 from typing import Any, NamedTuple
 
 import torch
@@ -70,6 +71,35 @@ def worth_keeping(y: Tensor, A: Tensor) -> bool:
     if A.dim() < 2:
         return False  # an error, which the op will say
     return y.numel() * A.shape[-1] >= (_KEEP_FROM_CUDA if A.is_cuda else _KEEP_FROM)
+
+
+# Elements of an operand or of its gradient from which it pays to ask torch's engine (some us).
+_ASK_FROM = 1 << 18
+
+
+def needed(ctx: Any, grad: Tensor, large: Tensor) -> tuple[bool, ...]:
+    """`ctx.needs_input_grad`, less what this backward pass does not ask for.
+
+    The former says what the forward pass was given to differentiate; `torch.autograd.grad(loss, x)`
+    wants the gradients on the way to x alone. `large`: a tensor by whose size the work is told.
+    torch has a node for each tensor among the arguments, which come first in all of our functions.
+    """
+    needs: tuple[bool, ...] = ctx.needs_input_grad
+    # Tracing works on subclasses of Tensor; its graphs must not depend on how large sizes are.
+    if type(grad) is not Tensor or large.numel() < _ASK_FROM:
+        return needs
+    runs = [_will_run(node) for node, _ in ctx.next_functions]
+    return (*map(and_, needs, runs), *needs[len(runs) :])
+
+
+def _will_run(node: Any) -> bool:
+    """Whether the backward pass under way runs this node, or ends with what it is given."""
+    if node is None:
+        return False
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf whose gradient autograd.grad returns; or torch cannot say
+        return True
 
 
 def forward_rule(rule: Callable[..., Any]) -> Callable[..., Any]:

@@ -22,6 +22,7 @@ from ._function import (
     is_batched,
     legacy_vmap,
     logical_shape,
+    needed,
     problem,
     register,
     sample_shapes,
@@ -52,7 +53,7 @@ class Bilinear(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Grads:
         y, A, x, *kept = ctx.saved_tensors
-        needs = ctx.needs_input_grad
+        needs = needed(ctx, grad, A)
         if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
             return apply_bilinear_backward(grad, y, A, x, *needs)
         if kept and not is_batched(grad):
@@ -122,7 +123,7 @@ class BilinearBackward(Function):
         dg = pᵀAx + yᵀPx + yᵀAq, dy = g (P x + A q), dA = g (p xᵀ + y qᵀ), dx = g (Aᵀp + Pᵀy).
         """
         g, y, A, x = ctx.saved_tensors
-        need_g, need_y, need_A, need_x = ctx.needs_input_grad[:4]
+        need_g, need_y, need_A, need_x = needed(ctx, g, A)[:4]
         dg = dy = dA = dx = None
         if p is not None:
             dg = apply_bilinear(p, A, x) if need_g else None

@@ -22,6 +22,7 @@ from ._function import (
     is_batched,
     legacy_vmap,
     logical_shape,
+    needed,
     problem,
     register,
     save,
@@ -49,7 +50,7 @@ class Linear(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Grads:
         input, weight, bias = ctx.saved_tensors
-        needs = ctx.needs_input_grad
+        needs = needed(ctx, grad, grad)
         if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
             return apply_linear_backward(grad, input, weight, bias, *needs)
         if False in needs:
@@ -141,7 +142,7 @@ class LinearBackward(Function):
     def backward(ctx: Any, p: Tensor | None, P: Tensor | None, q: Tensor | None) -> Any:
         """For gradients (p, P, q) of (dx, dW, db): dg = p Wᵀ + x Pᵀ + q, dx = g P, dW = gᵀ p."""
         g, x, weight, _ = ctx.saved_tensors
-        need_g, need_x, need_weight = ctx.needs_input_grad[:3]
+        need_g, need_x, need_weight = needed(ctx, g, g)[:3]
         dg = _differential(x, weight, p, P, q) if need_g else None
         dx = dW = None
         if P is not None and need_x:

@@ -22,6 +22,7 @@ from ._function import (
     is_batched,
     legacy_vmap,
     logical_shape,
+    needed,
     problem,
     register,
     sample_shapes,
@@ -49,7 +50,7 @@ class Matmul(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Grads:
         a, b = ctx.saved_tensors
-        needs = ctx.needs_input_grad
+        needs = needed(ctx, grad, grad)
         if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
             return apply_matmul_backward(grad, a, b, *needs)
         if False in needs:
@@ -106,7 +107,7 @@ class MatmulBackward(Function):
     def backward(ctx: Any, p: Tensor | None, q: Tensor | None) -> Any:
         """For gradients (P, Q) of (dA, dB): dg = P B + A Q, and dA = g Qᴴ, dB = Pᴴ g."""
         g, a, b = ctx.saved_tensors
-        need_g, need_a, need_b = ctx.needs_input_grad[:3]
+        need_g, need_a, need_b = needed(ctx, g, g)[:3]
         dg = da = db = None
         if p is not None:
             if need_g:

@@ -23,6 +23,7 @@ from ._function import (
     is_batched,
     legacy_vmap,
     logical_shape,
+    needed,
     problem,
     register,
     sample_shapes,
@@ -55,7 +56,7 @@ class NnBilinear(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Grads:
         x1, x2, weight = ctx.saved_tensors
-        needs = ctx.needs_input_grad
+        needs = needed(ctx, grad, weight)
         if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
             return apply_nn_bilinear_backward(grad, x1, x2, weight, *needs)
         if False in needs:
@@ -162,7 +163,7 @@ class NnBilinearBackward(Function):
         dx₂ = Σ g_o (W_oᵀ p + P_oᵀ x₁), dW_o = Σ g_o (p x₂ᵀ + x₁ qᵀ).
         """
         g, x1, x2, weight = ctx.saved_tensors
-        need_g, need_1, need_2, need_W = ctx.needs_input_grad[:4]
+        need_g, need_1, need_2, need_W = needed(ctx, g, weight)[:4]
         dg = _differential(x1, x2, weight, p, q, P, r) if need_g else None
         terms: list[Grads] = []
         if p is not None and (need_2 or need_W):

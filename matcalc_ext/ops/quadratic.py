@@ -22,6 +22,7 @@ from ._function import (
     is_batched,
     legacy_vmap,
     logical_shape,
+    needed,
     problem,
     register,
     sample_shapes,
@@ -66,7 +67,7 @@ class Quadratic(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, A, *kept = ctx.saved_tensors
-        need_x, need_A, _ = ctx.needs_input_grad
+        need_x, need_A, _ = needed(ctx, grad, A)
         if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
             return *apply_quadratic_backward(grad, x, A, ctx.symmetric, need_x, need_A), None
         if kept and not is_batched(grad):
@@ -130,7 +131,7 @@ class QuadraticBackward(Function):
         dg = pᵀ(A + Aᵀ)x + xᵀPx, dx = g (A + Aᵀ) p + g (P + Pᵀ) x, dA = g (x pᵀ + p xᵀ).
         """
         g, x, A = ctx.saved_tensors
-        need_g, need_x, need_A = ctx.needs_input_grad[:3]
+        need_g, need_x, need_A = needed(ctx, g, A)[:3]
         dg = dx = dA = None
         if p is not None:
             dg = _along(p, x, A, ctx.symmetric) if need_g else None
