@@ -29,6 +29,8 @@ using Dim = ContractionDim;
 // within a register as they have steps.
 constexpr int64_t kMaxDots = 8;
 constexpr int64_t kShortDot = 64;
+// Of bfloat16, whose elements a gemm multiplies in pairs, a dot for so many steps of its length.
+constexpr int64_t kPairsPerDot = 32;
 constexpr int64_t kMaxSums = 4;
 constexpr int64_t kMaxVectors = std::max(kMaxDots, kMaxSums);
 // Below this many elements of the matrix (128 KiB of floats: some microseconds) waking a thread
@@ -330,12 +332,17 @@ void Outer::rows(const Item& at, int64_t first, int64_t last) const {
   }
 }
 
+int64_t max_dots(Dtype dtype, int64_t depth) {
+  if (dtype == Dtype::kBFloat16) return std::clamp<int64_t>(depth / kPairsPerDot, 1, kMaxDots);
+  return depth >= kShortDot ? kMaxDots : kMaxSums;
+}
+
 // Whether A has a dimension along which its kernel can walk. One row may step as it likes. The
 // vectors may lie in several dimensions, the rows may not.
 bool walkable(const Contraction& op) {
   if (op.m.count > 1) return false;
   const int64_t k_a = op.k[0].a, m_a = step_of(op.m, &Dim::a);
-  const int64_t most = k_a == 1 && op.k[0].size >= kShortDot ? kMaxDots : kMaxSums;
+  const int64_t most = k_a == 1 ? max_dots(op.dtype_a, op.k[0].size) : kMaxSums;
   return op.n.numel() <= most && (k_a == 1 || m_a == 1 || op.m.count == 0);
 }
 
