@@ -68,10 +68,12 @@ def test_spills_and_stack_frames_are_wrong(tool, monkeypatch):
             "spills": {"8.0": Usage(40), "9.0a": Usage(255, spilled=4)},
             "stack": {"8.0": Usage(40, stack=8)},
             "allowed[1]": {"8.0": Usage(40, stack=8)},
+            "wgmma_gemm<Bf16>": {"9.0a": Usage(168)},
+            "wgmma_gemm<F16>": {"9.0a": Usage(160)},
         }
     }
     console = Console(width=120, record=True, quiet=True)
-    names = ["a.cu: allowed[1]", "a.cu: spills", "a.cu: stack"]
+    names = ["a.cu: allowed[1]", "a.cu: spills", "a.cu: stack", "a.cu: wgmma_gemm<F16>"]
     assert tool.show(usages, console) == names
     monkeypatch.setattr(tool, "STACK_ALLOWED", {"allowed": "it is called once"})
     assert tool.show(usages, console) == names[1:]

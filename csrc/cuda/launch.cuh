@@ -16,6 +16,7 @@ constexpr size_t kDefaultShared = 48 * 1024;  // bytes; more has to be asked for
 #if !defined(MATCALC_CUDA_EMULATION)
 inline void check_launch(const char* name, cudaError_t error) {
   if (error == cudaSuccess) return;
+  cudaGetLastError();  // this is its report: nobody else is to find it
   throw std::runtime_error(std::string("matcalc_ext: kernel ") + name +
                            " could not be launched: " + cudaGetErrorString(error));
 }

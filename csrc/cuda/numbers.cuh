@@ -2,6 +2,7 @@
 // float, Bf16, F16, Complex, the integers) its Accumulator<T> with widen() and narrow().
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <type_traits>
 
@@ -125,6 +126,15 @@ MATCALC_HD inline Acc one() {
   } else {
     return Acc{1};
   }
+}
+
+// To the nearest number with 11 bits of precision, ties away from zero, as a tensor core reads it:
+// it does not look at the 13 bits below. cvt.rna.tf32.f32 clears them, of a NaN that has no others
+// too, which makes it an infinity; a sum has the first bit of the mantissa set.
+MATCALC_HD inline uint32_t round_to_tf32(float value) {
+  constexpr uint32_t kInfinity = 0x7f800000, kHalf = 0x1000;
+  const uint32_t bits = bits_of(value);
+  return fabsf(value) < float_of(kInfinity) ? bits + kHalf : bits_of(value + value);
 }
 
 // Calls body(T*{}) with the stored type of a dtype: the one switch over dtypes on this side.

@@ -110,12 +110,5 @@ __device__ inline void multiply_fragments(double (&sums)[4], const double (&a)[4
 #endif
 }
 
-// To the nearest number with 11 bits of precision, ties away from zero.
-__device__ inline uint32_t round_to_tf32(float value) {
-  uint32_t rounded;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(value));
-  return rounded;
-}
-
 }  // namespace matcalc::cuda
 #endif

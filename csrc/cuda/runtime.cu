@@ -15,6 +15,7 @@ std::atomic<bool (*)()> tf32_query{nullptr};
 
 void check(const char* what, cudaError_t error) {
   if (error == cudaSuccess) return;
+  cudaGetLastError();  // this is its report: nobody else is to find it
   throw std::runtime_error(std::string("matcalc_ext: ") + what + ": " + cudaGetErrorString(error));
 }
 
@@ -55,9 +56,14 @@ Device::Device(int32_t index) : index_(index), stream_(nullptr), guard_(nullptr)
   check("make a device current", aoti_torch_create_cuda_guard(index, &guard));
   guard_ = guard;
   void* stream = nullptr;
-  if (aoti_torch_get_current_cuda_stream(index, &stream) != AOTI_TORCH_SUCCESS) {
+  try {
+    // The guard leaves a thread alone whose device is this one by default and has no context yet.
+    // The driver's functions, of which the tensor maps' is one, fail there.
+    check("a device could not be made current", cudaSetDevice(index));
+    check("name its current stream", aoti_torch_get_current_cuda_stream(index, &stream));
+  } catch (...) {
     aoti_torch_delete_cuda_guard(guard);
-    throw std::runtime_error("matcalc_ext: torch could not name its current stream");
+    throw;
   }
   stream_ = static_cast<cudaStream_t>(stream);
 }

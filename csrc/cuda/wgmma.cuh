@@ -216,6 +216,13 @@ __device__ inline void store_sums(const WgmmaProblem& problem, const WgmmaWork& 
   for (int piece = 0; piece < Shape::kTileN / kCols; ++piece) {
     const uint32_t col = n + piece * kCols;
     if (col >= problem.n) break;
+    // A bias along the columns: two of the piece in each lane, on their way from memory meanwhile.
+    const bool by_columns = biased && !problem.bias_on_rows;
+    float held[2] = {0, 0};
+    if (by_columns && 2 * lane < kCols) {
+      held[0] = bias_at<T>(problem, col + 2 * lane, problem.n);
+      held[1] = bias_at<T>(problem, col + 2 * lane + 1, problem.n);
+    }
     unsigned char* buffer = buffers.buffers[buffers.turn].bytes;
     buffers.turn ^= 1;
     if (out.copies) {
@@ -229,9 +236,9 @@ __device__ inline void store_sums(const WgmmaProblem& problem, const WgmmaWork& 
       const int i = (piece * kCols / 8 + eight) * 4;
       const int in_piece = eight * 8 + wgmma_sum_col(lane, 0);
       float col_bias[2] = {0, 0};
-      if (biased && !problem.bias_on_rows) {
-        col_bias[0] = bias_at<T>(problem, col + in_piece, problem.n);
-        col_bias[1] = bias_at<T>(problem, col + in_piece + 1, problem.n);
+      if (by_columns) {
+        col_bias[0] = __shfl_sync(0xffffffff, held[0], in_piece / 2);
+        col_bias[1] = __shfl_sync(0xffffffff, held[1], in_piece / 2);
       }
 #pragma unroll
       for (int half = 0; half < 2; ++half) {

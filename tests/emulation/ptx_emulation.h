@@ -179,17 +179,4 @@ inline void multiply_fragments(double (&sums)[4], const double (&a)[4], double b
   emulation::mma_m16n8k8(sums, a, b0, b1, [](double value) { return value; });
 }
 
-// cvt.rna.tf32.f32: to 10 bits of mantissa, ties away from zero; every NaN becomes 0x7fffffff.
-inline uint32_t round_to_tf32(float value) {
-  if (std::isnan(value)) return 0x7fffffff;
-  if (std::isinf(value) || value == 0) return std::bit_cast<uint32_t>(value);
-  int exponent;
-  const double fraction = std::frexp(static_cast<double>(value), &exponent);  // 0.5 <= |f| < 1
-  // 11 significant bits; below the smallest normal number the last bit stays where it is.
-  const int last = std::max(exponent - 11, -126 - 10);
-  const double units = std::ldexp(fraction, exponent - last);
-  const double rounded = std::ldexp(std::round(units), last);  // std::round: ties away from zero
-  return std::bit_cast<uint32_t>(static_cast<float>(rounded));
-}
-
 }  // namespace matcalc::cuda
