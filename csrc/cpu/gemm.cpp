@@ -35,6 +35,10 @@ constexpr int64_t kGroupBytes = 11 << 18;  // 2.75 MiB
 // An A that is read in place and does not stay in the caches, in bytes: groups of columns pay for
 // it too (float64 at n = 2048: 217 to 226 Gflop/s), but cost 1 % where it does.
 constexpr int64_t kReadAgain = 16 << 20;
+// Of C, where it is summed in the buffer and B is one block: half of L1.
+constexpr int64_t kBufferBytes = 16 * 1024;
+// How many times as many columns as others such a block may have.
+constexpr int64_t kMostWider = 4;
 // Up to so many panels of A, packing B costs more than it saves.
 constexpr int64_t kUnpackedPanels = 3;
 // Row steps that are multiples of so many bytes map the rows of a panel to few cache sets.
@@ -88,6 +92,7 @@ struct Product<T, P>::Block {
   int64_t j0, cols;                       // a block of them, n0 + j0 ... n0 + j0 + cols
   int64_t k0, depth;
   bool b_in_place;
+  bool b_stays;  // B is one block, which serves all rows
   bool accumulate;
   const P* b;  // packed panels, or B itself
   int64_t ldb;
@@ -189,9 +194,13 @@ typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_
                                                   int64_t n1) const {
   const int64_t mr = kernels_.mr, nr = kernels_.nr, panel_rows = tile_rows();
   const int64_t rows = m1 - m0, all_cols = round_up(n1 - n0, nr);
+  const int64_t depth = std::min(depth_block(), depth_);
   Block block{};
   block.b_in_place = b_readable_in_place_ && rows <= kUnpackedPanels * panel_rows;
-  block.max_cols = std::min<int64_t>(kernels_.nc, all_cols);
+  // B may be one block, which is less deep than others and has more columns.
+  const int64_t packed = packed_depth(depth_block()) / std::max<int64_t>(packed_depth(depth), 1);
+  block.b_stays = depth == depth_ && all_cols <= kernels_.nc * std::min(packed, kMostWider);
+  block.max_cols = block.b_stays ? all_cols : std::min<int64_t>(kernels_.nc, all_cols);
   const bool grouped =
       all_cols > block.max_cols && (!a_in_place_ || rows * depth_ * size_a_ >= kReadAgain);
   block.max_rows = c_in_place_ && !grouped ? rows : std::min(kRows / panel_rows * panel_rows, rows);
@@ -207,10 +216,16 @@ typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_
   const bool neighbours = !a_in_place_ && m_a_ == 1 && k_a_ != 1 && k_a_ != kNoStep;
   const int64_t shared = kLine / (panel_rows * size_a_);
   block.sharing = neighbours && shared >= 4 ? shared : 1;
-  block.packed_rows = round_up(grouped ? block.max_rows : panel_rows, block.sharing * panel_rows);
+  const int64_t together = block.sharing * panel_rows;
+  block.packed_rows = round_up(grouped ? block.max_rows : panel_rows, together);
+  if (block.b_stays && !c_in_place_) {
+    const int64_t row_bytes = block.max_cols * real_parts() * static_cast<int64_t>(sizeof(T));
+    const int64_t some = std::max<int64_t>(kBufferBytes / row_bytes, 1);
+    block.max_rows = std::min(block.max_rows, round_up(some, together));
+  }
 
   const bool b_packed = !block.b_in_place, any_packed = b_packed || !a_in_place_;
-  const int64_t depth = std::min(depth_block(), depth_), cols = block.max_group;
+  const int64_t cols = block.max_group;
   const int64_t size_b = b_packed ? block.max_cols * packed_depth(depth) : 0;
   const int64_t size_m = a_in_place_ ? 0 : block.packed_rows;
   const int64_t size_a = size_m / panel_rows * mr * packed_depth(depth);
@@ -245,15 +260,16 @@ void Product<T, P>::compute_blocks(const Item& item, int64_t m0, int64_t m1, int
   for (int64_t i0 = m0; i0 < m1; i0 += block.max_rows) {
     const int64_t i1 = std::min(m1, i0 + block.max_rows);
     for (int64_t g0 = n0; g0 < n1; g0 += block.max_group) {
-      load_cols(block, g0, std::min(g0 + block.max_group, n1));
+      const bool again = block.b_stays && i0 > m0;  // the same columns and depth of B
+      if (!again) load_cols(block, g0, std::min(g0 + block.max_group, n1));
       block.accumulate = op_.bias != nullptr && c_in_place_;
       if (op_.bias != nullptr) load_bias(item, i0, i1, block);
       int64_t k0 = 0;
       do {  // once for an empty depth: C is then the bias or zero
-        load_depth(block, k0, std::min(depth_, k0 + depth_block()));
+        if (!again) load_depth(block, k0, std::min(depth_, k0 + depth_block()));
         for (block.j0 = 0; block.j0 < block.group; block.j0 += block.max_cols) {
           block.cols = std::min(block.max_cols, block.group - block.j0);
-          load_b(block, item);
+          if (!again) load_b(block, item);
           compute_panels(block, item, i0, i1);
         }
         block.accumulate = true;

@@ -133,8 +133,8 @@ Tensor quadratic(const Tensor& x_tensor, const Tensor& A_tensor, bool symmetric)
 
 // alpha as above, and for the backward pass p[..., i] = sum_j conj((A[..., i, j] + A[..., j, i])
 // x[..., j]), symmetric: 2 conj(A x), from one pass over A. float32 beside bfloat16 and float16.
-std::tuple<Tensor, Tensor> quadratic_products(const Tensor& x_tensor, const Tensor& A_tensor,
-                                              bool symmetric) {
+std::tuple<Tensor, OptionalTensor> quadratic_products(const Tensor& x_tensor,
+                                                      const Tensor& A_tensor, bool symmetric) {
   const char* op = "quadratic_products";
   const Operand x(op, "x", x_tensor), A(op, "A", A_tensor);
   const Call call = check_operands(op, {&x, &A});
