@@ -91,6 +91,15 @@ def check_grad_shape(op: str, grad: Tensor, expected: Shape) -> None:
         )
 
 
+def _is_true(condition: Any) -> bool:
+    """False where a graph for any size cannot tell: then the sizes are taken to be alike."""
+    if isinstance(condition, bool):
+        return condition
+    from torch.fx.experimental.symbolic_shapes import guard_or_false  # noqa: PLC0415 (0.4 s)
+
+    return guard_or_false(condition)
+
+
 def broadcast_batch(op: str, *operands: tuple[str, Shape, int]) -> list[int]:
     """The broadcast batch dimensions of (name, shape, how many last dimensions are not batch)."""
     rank = max(len(shape) - own for _, shape, own in operands)
@@ -99,7 +108,7 @@ def broadcast_batch(op: str, *operands: tuple[str, Shape, int]) -> list[int]:
     for name, shape, own in operands:
         own_batch = shape[: len(shape) - own]
         for d, size in enumerate(own_batch, start=rank - len(own_batch)):
-            if size == 1 or size == batch[d]:
+            if _is_true(size == 1) or _is_true(size == batch[d]):
                 continue
             if source[d][0]:
                 raise RuntimeError(
@@ -364,7 +373,7 @@ def _(
 
 
 @_fake("quadratic_products")
-def _(x: Tensor, A: Tensor, *, symmetric: bool = False) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, A: Tensor, *, symmetric: bool = False) -> tuple[Tensor, Tensor | None]:
     op = "quadratic_products"
     check_operands(op, x=x, A=A)
     batch = quadratic_shape(op, x.shape, A.shape)

@@ -11,6 +11,7 @@ from reference import (
     arguments,
     draw,
     gradients,
+    here,
     symmetrised,
 )
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
@@ -213,6 +214,110 @@ def test_of_large_gradients_those_that_grad_wants_are_computed(op, create_graph)
         out.backward(grad)
         for leaf, expected in zip(args, everything, strict=True):
             torch.testing.assert_close(leaf.grad, expected)
+
+
+def saved_storage(function, *args):
+    """The bytes that a call keeps for its backward pass, and its result."""
+    kept = {}
+
+    def note(t):
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        out = function(*args)
+    return sum(kept.values()), out
+
+
+# Which arguments a gradient of each reads; of a bias none.
+READS = {
+    "matmul": ({1}, {0}),
+    "linear": ({1}, {0}, set()),
+    "bilinear": ({1, 2}, {0, 2}, {0, 1}),
+    "quadratic": ({0, 1}, {0}),
+    "nn_bilinear": ({1, 2}, {0, 2}, {0, 1}, set()),
+}
+
+
+@EACH_OP
+def test_what_no_gradient_reads_is_not_kept(op):
+    """A frozen weight's input, say; and such an operand may be changed before the backward pass."""
+    reads = READS[op.name.removesuffix("_symmetric")]
+    shapes = LARGE[op.name.removesuffix("_symmetric")]
+    for wanted, read in enumerate(reads):
+        args = [t.requires_grad_(i == wanted) for i, t in enumerate(arguments(shapes))]
+        kept, out = saved_storage(op.ours, *args)
+        products = 2 * 8 * 512 if op.name == "bilinear" or "quadratic" in op.name else 0
+        operands = sum(args[i].untyped_storage().nbytes() for i in read)
+        assert operands <= kept <= operands + 8 * len(args) + products
+        grad = draw(out.shape)
+        expected = gradients(op.plain, args, grad)[wanted]
+        with torch.no_grad():
+            for i, t in enumerate(args):
+                if i not in read:
+                    t.add_(1)
+        torch.testing.assert_close(torch.autograd.grad(out, args[wanted], grad)[0], expected)
+
+
+@EACH_OP
+def test_higher_derivatives_where_an_operand_was_not_kept(op):
+    for wanted in range(len(LARGE[op.name.removesuffix("_symmetric")])):
+        shapes = next(iter(op.families.values()))
+        if wanted >= len(shapes):
+            continue
+        args = [t.requires_grad_(i == wanted) for i, t in enumerate(arguments(shapes))]
+        grad = draw(op.plain(*args).shape).requires_grad_()
+
+        def second(function, args=args, grad=grad, wanted=wanted):
+            (first,) = torch.autograd.grad(function(*args), args[wanted], grad, create_graph=True)
+            inputs = [grad, args[wanted]] if first.requires_grad else []
+            return torch.autograd.grad(first.square().sum(), inputs, allow_unused=True)
+
+        for got, expected in zip(second(op.ours), second(op.plain), strict=True):
+            if expected is not None:
+                torch.testing.assert_close(got, expected)
+
+
+@EACH_OP
+def test_a_tangent_that_is_not_there_is_no_zero(op):
+    """An infinity of an operand beside it leaves the derivatives alone that it is no part of."""
+    shapes = next(iter(op.families.values()))
+    for wanted in range(len(shapes)):
+        args = arguments(shapes)
+        direction = draw(args[wanted].shape)
+        with forward_ad.dual_level():
+            with Calls() as noted:
+                dual = [
+                    forward_ad.make_dual(t, direction) if i == wanted else t
+                    for i, t in enumerate(args)
+                ]
+                tangent = forward_ad.unpack_dual(op.ours(*dual)).tangent
+            expected = forward_ad.unpack_dual(op.plain(*dual)).tangent
+        torch.testing.assert_close(tangent, expected)
+        # The value, and one derivative.
+        assert len(noted.calls) <= (3 if "quadratic" in op.name and wanted == 0 else 2)
+
+
+def test_tangents_and_infinities():
+    W = here(torch.tensor([[torch.inf, 1.0], [1.0, 1.0]]))
+    x, b = here(torch.ones(2)), here(torch.zeros(2))
+    tangent = torch.func.jvp(lambda b: BY_NAME["linear"].ours(x, W, b), (b,), (x,))[1]
+    assert tangent.tolist() == [1, 1]
+    tangent = torch.func.jvp(lambda y: BY_NAME["bilinear"].ours(y, W, x), (x,), (x,))[1]
+    assert tangent.item() == torch.inf
+
+
+@pytest.mark.parametrize("name", ["linear", "nn_bilinear"])
+def test_batched_gradients_without_an_output(name):
+    shapes = {
+        "linear": ((5, 3), (0, 3), (0,)),
+        "nn_bilinear": ((5, 3), (5, 2), (0, 3, 2), (0,)),
+    }[name]
+    args = arguments(shapes, requires_grad=True)
+    out = BY_NAME[name].ours(*args)
+    grads = torch.autograd.grad(out, args, draw((4, *out.shape)), is_grads_batched=True)
+    for grad, t in zip(grads, args, strict=True):
+        assert torch.equal(grad, torch.zeros_like(t).expand(4, *t.shape))
 
 
 @EACH_OP

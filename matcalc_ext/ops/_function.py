@@ -2,7 +2,7 @@
 
 A public function takes one of four ways, from the rarest to the cheapest:
 
-1. torch.compile is tracing: it calls the dispatcher op, which the graph keeps as one node.
+1. torch.compile or torch.jit.trace is at work: the dispatcher op, which the graph keeps as a node.
 2. A torch.func transform is active: `Function.apply`, which knows the transforms (20 us).
 3. A gradient or a tangent is wanted: the `apply` of the C base class of Function (5 us). It runs
    the same static methods, without binding a signature at each call first.
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 
 from .. import _ops
 
@@ -28,6 +29,7 @@ from .. import _ops
 transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 autocast_active: Callable[[], bool] = torch._C._is_any_autocast_enabled
 compiling: Callable[[], bool] = torch.compiler.is_compiling
+tracing: Callable[[], bool] = torch._C._is_tracing  # by torch.jit.trace
 grad_enabled: Callable[[], bool] = torch.is_grad_enabled
 # A tensor that outlived its transform (one saved for the backward pass of torch.func.vjp, say)
 # stands for the tensor inside it; the dispatcher unwraps it, Function's C base class does not.
@@ -54,10 +56,21 @@ def fast_apply(
 
 
 def save(ctx: Any, *tensors: Tensor | None) -> None:
-    """Keeps tensors for the rules; for the forward rule only where one can be called."""
+    """Keeps tensors for the rules; for the forward rule only where one can be called.
+
+    The rules are then given None for gradients and tangents that are not there, and no zeros.
+    """
     ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)
     if forward_ad._current_level >= 0 or transforms_active():
         ctx.save_for_forward(*tensors)
+
+
+def unread(tensor: Tensor) -> Tensor:
+    """What is saved of an operand where no gradient that is needed reads its values: its shape."""
+    if type(tensor) not in (Tensor, torch.nn.Parameter) or is_batched(tensor):
+        return tensor
+    return tensor.new_empty(()).expand(tensor.shape)
 
 
 # Multiply-adds from which it pays to keep A x and Aᵀ y of the forward pass for the backward pass:
@@ -70,7 +83,19 @@ def worth_keeping(y: Tensor, A: Tensor) -> bool:
     """Whether the forward pass of a form should keep its products for the backward pass."""
     if A.dim() < 2:
         return False  # an error, which the op will say
-    return y.numel() * A.shape[-1] >= (_KEEP_FROM_CUDA if A.is_cuda else _KEEP_FROM)
+    work = y.numel() * A.shape[-1]
+    if not isinstance(work, int):  # of a graph for any size
+        return False
+    if work < (_KEEP_FROM_CUDA if A.is_cuda else _KEEP_FROM):
+        return False
+    # The ops that keep them have no derivatives of their own.
+    recorder = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
+    return recorder is None or not _may_be_differentiated_again()
+
+
+def _may_be_differentiated_again() -> bool:
+    """Of the graph that is being recorded: torch.compile's graphs are not, others may be."""
+    return torch._guards.TracingContext.try_get() is None or torch.compiler.is_exporting()
 
 
 # Elements of an operand or of its gradient from which it pays to ask torch's engine (some us).
@@ -379,3 +404,24 @@ def register(
 # Inside a Function there is nothing left to differentiate: the dispatcher goes straight on.
 for _name in _ops.NAMES:
     _library.impl(f"_{_name}", torch.library.fallthrough_kernel, "Autograd")
+
+# --------------------------------------------------------------------------------------------
+# Graphs that make_fx records, and torch.export where it takes a program apart
+
+
+def _record(name: str) -> None:
+    """Has such a graph hold the op that has derivatives, for it may be differentiated again."""
+    differentiable = getattr(torch.ops.matcalc_ext, name).default
+
+    def rule(mode: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not _may_be_differentiated_again():
+            return mode.__torch_dispatch__(func, types, args, kwargs or {})
+        with mode:
+            return differentiable(*args, **(kwargs or {}))
+
+    torch.library.register_torch_dispatch(f"matcalc_ext::_{name}", ProxyTorchDispatchMode, rule)
+
+
+for _name in _ops.NAMES:
+    if hasattr(torch.ops.matcalc_ext, _name):
+        _record(_name)

@@ -28,7 +28,9 @@ from ._function import (
     sample_shapes,
     save,
     tangents,
+    tracing,
     transforms_active,
+    unread,
     unwrap,
     worth_keeping,
 )
@@ -51,7 +53,9 @@ class Bilinear(Function):
         save(ctx, *inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Grads:
+    def backward(ctx: Any, grad: Tensor | None) -> Grads:
+        if grad is None:
+            return None, None, None
         y, A, x, *kept = ctx.saved_tensors
         needs = needed(ctx, grad, A)
         if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
@@ -114,7 +118,6 @@ class BilinearBackward(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         save(ctx, *inputs[:4])
         ctx.wanted = inputs[4:]
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, p: Tensor | None, P: Tensor | None, q: Tensor | None) -> Any:
@@ -200,25 +203,32 @@ def _products_to_keep(ctx: Any, y: Tensor, A: Tensor, x: Tensor) -> tuple[bool, 
     Where each item has a matrix of its own, one pass over it makes both; where all share one, the
     value needs one of the two products, and the other would be a second.
     """
-    if not worth_keeping(y, A) or y.shape[:-1] != x.shape[:-1]:
-        return False, False
     need_y, _, need_x = ctx.needs_input_grad
+    if not (need_y or need_x) or not worth_keeping(y, A) or y.shape[:-1] != x.shape[:-1]:
+        return False, False
     if A.shape[:-2] == y.shape[:-1]:
         return need_y, need_x
     return (need_y, need_x and not need_y) if A.dim() == 2 else (False, False)
 
 
 def _forward_and_save(ctx: Any, y: Tensor, A: Tensor, x: Tensor) -> Tensor:
-    forward_mode = forward_ad._current_level >= 0
-    keep_p, keep_q = (False, False) if forward_mode else _products_to_keep(ctx, y, A, x)
+    if forward_ad._current_level >= 0:
+        save(ctx, y, A, x)
+        return _forward(y, A, x)  # type: ignore[no-any-return]
+    kept = ()
+    keep_p, keep_q = _products_to_keep(ctx, y, A, x)
     if keep_p or keep_q:
-        alpha, p, q = _products(y, A, x, keep_p, keep_q)
-        ctx.save_for_backward(y, A, x, p, q)
+        alpha, *kept = _products(y, A, x, keep_p, keep_q)
     else:
         alpha = _forward(y, A, x)
-        ctx.save_for_backward(y, A, x)
-        if forward_mode:
-            ctx.save_for_forward(y, A, x)
+    need_y, need_A, need_x = ctx.needs_input_grad
+    if (need_y, need_A, need_x).count(True) == 1:
+        y, A, x = (
+            unread(y) if need_y else y,
+            unread(A) if need_A else A,
+            unread(x) if need_x else x,
+        )
+    ctx.save_for_backward(y, A, x, *kept)
     return alpha  # type: ignore[no-any-return]
 
 
@@ -291,7 +301,7 @@ def bilinear(y: Tensor, A: Tensor, x: Tensor) -> Tensor:
         >>> matcalc_ext.bilinear(torch.tensor([1.0, 0.0, -1.0]), A, torch.tensor([0.5, 1.0]))
         tensor(-6.)
     """
-    if compiling():
+    if compiling() or tracing():
         return torch.ops.matcalc_ext.bilinear(y, A, x)  # type: ignore[no-any-return]
     try:
         if autocast_active():

@@ -27,7 +27,9 @@ from ._function import (
     register,
     save,
     tangents,
+    tracing,
     transforms_active,
+    unread,
     unwrap,
 )
 from .matmul import Matmul, MatmulBackward
@@ -48,8 +50,11 @@ class Linear(Function):
         save(ctx, *inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Grads:
-        input, weight, bias = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor | None) -> Grads:
+        if grad is None:
+            return None, None, None
+        input, weight, *saved = ctx.saved_tensors
+        bias = saved[0] if saved else ctx.bias
         needs = needed(ctx, grad, grad)
         if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
             return apply_linear_backward(grad, input, weight, bias, *needs)
@@ -136,7 +141,6 @@ class LinearBackward(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         save(ctx, *inputs[:4])
         ctx.wanted = inputs[4:]
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, p: Tensor | None, P: Tensor | None, q: Tensor | None) -> Any:
@@ -209,15 +213,21 @@ class LinearBackward(Function):
             assert bias is not None
             shape = logical_shape(bias, b_dim)
             last = bias.numel() // (1 if b_dim is None else size)
-            db = grad.reshape(size, -1, last).sum(1).reshape(size, *shape)
+            rows = grad.shape[1:].numel() // max(last, 1)
+            db = grad.reshape(size, rows, last).sum(1).reshape(size, *shape)
         grads = dx, dW, db
         return grads, tuple(None if grad is None else 0 for grad in grads)
 
 
 def _forward_and_save(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    ctx.save_for_backward(input, weight, bias)
+    need_input, need_weight, _ = ctx.needs_input_grad
     if forward_ad._current_level >= 0:
-        ctx.save_for_forward(input, weight, bias)
+        save(ctx, input, weight, bias)
+    else:
+        ctx.save_for_backward(
+            input if need_weight else unread(input), weight if need_input else unread(weight)
+        )
+        ctx.bias = bias  # not saved: its values are not read, and may change
     return _forward(input, weight, bias)  # type: ignore[no-any-return]
 
 
@@ -299,7 +309,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         >>> matcalc_ext.linear(torch.tensor([[1.0, 2.0]]), weight, torch.tensor([0.1, -0.1]))
         tensor([[ 3.6000, -2.6000]])
     """
-    if compiling():
+    if compiling() or tracing():
         return torch.ops.matcalc_ext.linear(input, weight, bias)  # type: ignore[no-any-return]
     try:
         if autocast_active():

@@ -28,7 +28,9 @@ from ._function import (
     sample_shapes,
     save,
     tangents,
+    tracing,
     transforms_active,
+    unread,
     unwrap,
 )
 
@@ -48,7 +50,9 @@ class Matmul(Function):
         save(ctx, *inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Grads:
+    def backward(ctx: Any, grad: Tensor | None) -> Grads:
+        if grad is None:
+            return None, None
         a, b = ctx.saved_tensors
         needs = needed(ctx, grad, grad)
         if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
@@ -101,7 +105,6 @@ class MatmulBackward(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         save(ctx, *inputs[:3])
         ctx.wanted = inputs[3:]
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, p: Tensor | None, q: Tensor | None) -> Any:
@@ -171,9 +174,13 @@ class MatmulBackward(Function):
 
 
 def _forward_and_save(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-    ctx.save_for_backward(a, b)
+    need_a, need_b = ctx.needs_input_grad
     if forward_ad._current_level >= 0:
-        ctx.save_for_forward(a, b)
+        save(ctx, a, b)
+    elif need_a and need_b:
+        ctx.save_for_backward(a, b)
+    else:
+        ctx.save_for_backward(a if need_b else unread(a), b if need_a else unread(b))
     return _forward(a, b)  # type: ignore[no-any-return]
 
 
@@ -239,7 +246,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
         >>> matcalc_ext.matmul(a, torch.tensor([0.5, 1.0]))
         tensor([2.5000, 5.5000, 8.5000])
     """
-    if compiling():
+    if compiling() or tracing():
         return torch.ops.matcalc_ext.matmul(a, b)  # type: ignore[no-any-return]
     try:
         if autocast_active():

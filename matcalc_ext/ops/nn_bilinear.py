@@ -29,7 +29,9 @@ from ._function import (
     sample_shapes,
     save,
     tangents,
+    tracing,
     transforms_active,
+    unread,
     unwrap,
 )
 from .bilinear import apply_bilinear, apply_bilinear_backward
@@ -54,7 +56,9 @@ class NnBilinear(Function):
         save(ctx, *inputs[:3])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Grads:
+    def backward(ctx: Any, grad: Tensor | None) -> Grads:
+        if grad is None:
+            return None, None, None, None
         x1, x2, weight = ctx.saved_tensors
         needs = needed(ctx, grad, weight)
         if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
@@ -151,7 +155,6 @@ class NnBilinearBackward(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         save(ctx, *inputs[:4])
         ctx.wanted = inputs[4:]
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(
@@ -243,16 +246,22 @@ class NnBilinearBackward(Function):
                 grad, x1.unsqueeze(-2), forms, x2.unsqueeze(-2), need_x1, need_weight, need_x2
             )
         out = shapes[2][:1]
-        db = grad.reshape(size, -1, *out).sum(1) if need_bias else None
+        db = grad.reshape(size, grad.shape[1:-1].numel(), *out).sum(1) if need_bias else None
         return sample_shapes((d1, d2, dW, db), size, *shapes, out)
 
 
 def _forward_and_save(
     ctx: Any, x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
-    ctx.save_for_backward(x1, x2, weight)
     if forward_ad._current_level >= 0:
-        ctx.save_for_forward(x1, x2, weight)
+        save(ctx, x1, x2, weight)
+    else:
+        need_1, need_2, need_W, _ = ctx.needs_input_grad
+        ctx.save_for_backward(
+            x1 if need_2 or need_W else unread(x1),
+            x2 if need_1 or need_W else unread(x2),
+            weight if need_1 or need_2 else unread(weight),
+        )
     return _forward(x1, x2, weight, bias)  # type: ignore[no-any-return]
 
 
@@ -346,7 +355,7 @@ def nn_bilinear(
         >>> matcalc_ext.ops.nn_bilinear(x1, x2, weight)
         tensor([11., -2.])
     """
-    if compiling():
+    if compiling() or tracing():
         return torch.ops.matcalc_ext.nn_bilinear(input1, input2, weight, bias)  # type: ignore[no-any-return]
     try:
         if autocast_active():

@@ -28,7 +28,9 @@ from ._function import (
     sample_shapes,
     save,
     tangents,
+    tracing,
     transforms_active,
+    unread,
     unwrap,
     worth_keeping,
 )
@@ -65,7 +67,9 @@ class Quadratic(Function):
         save(ctx, x, A)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
+    def backward(ctx: Any, grad: Tensor | None) -> Any:
+        if grad is None:
+            return None, None, None
         x, A, *kept = ctx.saved_tensors
         need_x, need_A, _ = needed(ctx, grad, A)
         if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
@@ -122,7 +126,6 @@ class QuadraticBackward(Function):
         save(ctx, *inputs[:3])
         ctx.symmetric = inputs[3]
         ctx.wanted = inputs[4:]
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, p: Tensor | None, P: Tensor | None) -> Any:
@@ -209,11 +212,12 @@ def _outer(g: Tensor, x: Tensor, p: Tensor, A: Tensor) -> Tensor | None:
 
 def _forward_and_save(ctx: Any, x: Tensor, A: Tensor, symmetric: bool) -> Tensor:
     ctx.symmetric = symmetric
-    forward_mode = forward_ad._current_level >= 0
+    if forward_ad._current_level >= 0:
+        save(ctx, x, A)
+        return _value(x, A, symmetric)
     # dx for g = 1 comes out of the pass over A that makes the value; not where x is broadcast.
     keep = (
-        not forward_mode
-        and ctx.needs_input_grad[0]
+        ctx.needs_input_grad[0]
         and worth_keeping(x, A)
         and (A.dim() == 2 or A.shape[:-2] == x.shape[:-1])
     )
@@ -222,9 +226,7 @@ def _forward_and_save(ctx: Any, x: Tensor, A: Tensor, symmetric: bool) -> Tensor
         ctx.save_for_backward(x, A, p)
     else:
         alpha = _value(x, A, symmetric)
-        ctx.save_for_backward(x, A)
-        if forward_mode:
-            ctx.save_for_forward(x, A)
+        ctx.save_for_backward(x, A if ctx.needs_input_grad[0] else unread(A))
     return alpha  # type: ignore[no-any-return]
 
 
@@ -296,7 +298,7 @@ def quadratic(x: Tensor, A: Tensor, *, symmetric: bool = False) -> Tensor:
         >>> matcalc_ext.quadratic(torch.tensor([0.5, 1.0]), A)
         tensor(6.7500)
     """
-    if compiling():
+    if compiling() or tracing():
         return torch.ops.matcalc_ext.quadratic(x, A, symmetric=symmetric)  # type: ignore[no-any-return]
     try:
         if autocast_active():
