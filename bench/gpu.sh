@@ -34,7 +34,7 @@ stage() {  # name, seconds that it may take, command
   shift 2
   [[ " $STAGES " == *" $name "* ]] || return 0
   echo "== $name (at most $limit s)"
-  timeout --kill-after=10 "$limit" "$@" >"$OUT/logs/$name.log" 2>&1
+  timeout --signal=INT --kill-after=10 "$limit" "$@" >"$OUT/logs/$name.log" 2>&1
   status=$?
   case $status in
     0) outcome="passed" ;;
@@ -47,7 +47,8 @@ stage() {  # name, seconds that it may take, command
 }
 
 # The tests that run on each device on CUDA, and what is CUDA's own. What runs on the CPU alone
-# (the emulation, the instruction sets, packaging) needs no GPU and is left to `make test`.
+# (the emulation, the instruction sets, packaging) needs no GPU and is left to `make test`. A stage
+# out of time is interrupted, upon which pytest still says what failed.
 workers=()
 "$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n "${WORKERS:-12}")
 tests=(tests/test_cuda.py)
@@ -65,7 +66,8 @@ sanitize() {  # tool
 
 stage build 150 env USE_CUDA=1 "$PYTHON" setup.py --quiet build_ext --inplace
 stage tests 150 env OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q -W default -p no:cacheprovider \
-  --device cuda --durations=10 ${workers[@]+"${workers[@]}"} "${tests[@]}"
+  --device cuda --durations=10 \
+  --deselect tests/test_random_operands.py::test_kernels_of_an_emulated_gpu ${workers[@]+"${workers[@]}"} "${tests[@]}"
 stage benchmarks 110 "$PYTHON" bench/gpu.py --out "$OUT"
 sanitize memcheck
 sanitize racecheck

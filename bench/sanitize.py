@@ -17,9 +17,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from reference import BY_NAME, arguments, check_gradients, check_value, gradients, transposed
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64)
-# Aligned and not; a sum that is split; a batch; a matrix times a vector; a matrix for each item.
+# Aligned and not; enough tiles for the warpgroup kernels, of both widths; a sum that is split; a
+# batch; a matrix times a vector; a matrix for each item.
 CASES = (
     ("matmul", ((128, 64), (64, 256))),
+    ("matmul", ((768, 64), (64, 1536))),
+    ("matmul", ((768, 64), (64, 3072))),
     ("matmul", ((70, 50), (50, 90))),
     ("matmul", ((5, 4000), (4000, 9))),
     ("matmul", ((3, 33, 20), (20, 17))),

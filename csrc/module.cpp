@@ -70,12 +70,10 @@ pybind11::dict cpu_roofs() {
 
 #if defined(MATCALC_CUDA)
 // torch keeps the switch for TF32 behind Python only; its own products ask it at each call too.
+pybind11::handle precision_getter;
 bool tf32_allowed() {
   const pybind11::gil_scoped_acquire gil;
-  static const pybind11::handle getter =
-      pybind11::object(pybind11::module_::import("torch._C").attr("_get_fp32_precision_getter"))
-          .release();
-  return getter("cuda", "matmul").cast<std::string>() == "tf32";
+  return precision_getter("cuda", "matmul").cast<std::string>() == "tf32";
 }
 #endif
 
@@ -102,6 +100,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_scratch_bytes", &matcalc::cpu::Scratch::total,
         "Bytes of working memory that the threads keep from call to call, together.");
 #if defined(MATCALC_CUDA)
+  const pybind11::module_ torch = pybind11::module_::import("torch._C");
+  matcalc::precision_getter = pybind11::object(torch.attr("_get_fp32_precision_getter")).release();
   matcalc::cuda::set_tf32_query(&matcalc::tf32_allowed);
 #endif
 }

@@ -25,7 +25,7 @@ from rich.markup import escape
 from rich.table import Table
 
 FOLDER = Path("build/cuda-compile")
-ARCHITECTURES = ("8.0", "9.0a")
+ARCHITECTURES = ("7.5", "8.0", "9.0a")
 STRICT = ["-Werror", "all-warnings", "-Xptxas", "-v,-warn-spills"]
 # Kernels that hand registers from warp to warp: what they begin with has to be what they hand on,
 # or the warps that take more wait for ever.
