@@ -182,11 +182,11 @@ def test_only_the_gradients_asked_for_are_computed(op):
 
 
 LARGE = {
-    "matmul": ((512, 5), (5, 512)),
-    "linear": ((4, 128, 3), (512, 3), (512,)),
-    "bilinear": ((512,), (512, 512), (512,)),
-    "quadratic": ((512,), (512, 512)),
-    "nn_bilinear": ((2, 128), (2, 128), (16, 128, 128), (16,)),
+    "matmul": ((1024, 5), (5, 512)),
+    "linear": ((4, 256, 3), (512, 3), (512,)),
+    "bilinear": ((2048, 256), (256, 256), (2048, 256)),
+    "quadratic": ((2048, 256), (256, 256)),
+    "nn_bilinear": ((2, 128), (2, 128), (32, 128, 128), (32,)),
 }
 
 
@@ -247,7 +247,8 @@ def test_what_no_gradient_reads_is_not_kept(op):
     for wanted, read in enumerate(reads):
         args = [t.requires_grad_(i == wanted) for i, t in enumerate(arguments(shapes))]
         kept, out = saved_storage(op.ours, *args)
-        products = 2 * 8 * 512 if op.name == "bilinear" or "quadratic" in op.name else 0
+        is_form = op.name == "bilinear" or "quadratic" in op.name
+        products = 2 * args[0].untyped_storage().nbytes() if is_form else 0
         operands = sum(args[i].untyped_storage().nbytes() for i in read)
         assert operands <= kept <= operands + 8 * len(args) + products
         grad = draw(out.shape)

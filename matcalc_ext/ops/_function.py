@@ -98,20 +98,24 @@ def _may_be_differentiated_again() -> bool:
     return torch._guards.TracingContext.try_get() is None or torch.compiler.is_exporting()
 
 
-# Elements of an operand or of its gradient from which it pays to ask torch's engine (some us).
-_ASK_FROM = 1 << 18
+# Asking torch's engine takes up to 8 us for each leaf that autograd.grad was given. It pays where
+# so many elements stand for a matrix product, or, of a form's matrix, for its gradient.
+_ASK_FROM = 1 << 19
+_ASK_FROM_MATRIX = 1 << 23
 
 
-def needed(ctx: Any, grad: Tensor, large: Tensor) -> tuple[bool, ...]:
+def needed(ctx: Any, grad: Tensor, large: Tensor, matrix: Tensor | None = None) -> tuple[bool, ...]:
     """`ctx.needs_input_grad`, less what this backward pass does not ask for.
 
     The former says what the forward pass was given to differentiate; `torch.autograd.grad(loss, x)`
-    wants the gradients on the way to x alone. `large`: a tensor by whose size the work is told.
+    wants the gradients on the way to x alone. `large` and the `matrix` of a form tell the work.
     torch has a node for each tensor among the arguments, which come first in all of our functions.
     """
     needs: tuple[bool, ...] = ctx.needs_input_grad
     # Tracing works on subclasses of Tensor; its graphs must not depend on how large sizes are.
-    if type(grad) is not Tensor or large.numel() < _ASK_FROM:
+    if type(grad) is not Tensor or (
+        large.numel() < _ASK_FROM and (matrix is None or matrix.numel() < _ASK_FROM_MATRIX)
+    ):
         return needs
     runs = [_will_run(node) for node, _ in ctx.next_functions]
     return (*map(and_, needs, runs), *needs[len(runs) :])

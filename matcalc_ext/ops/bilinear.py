@@ -57,7 +57,7 @@ class Bilinear(Function):
         if grad is None:
             return None, None, None
         y, A, x, *kept = ctx.saved_tensors
-        needs = needed(ctx, grad, A)
+        needs = needed(ctx, grad, y, A)
         if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
             return apply_bilinear_backward(grad, y, A, x, *needs)
         if kept and not is_batched(grad):
@@ -126,7 +126,7 @@ class BilinearBackward(Function):
         dg = pᵀAx + yᵀPx + yᵀAq, dy = g (P x + A q), dA = g (p xᵀ + y qᵀ), dx = g (Aᵀp + Pᵀy).
         """
         g, y, A, x = ctx.saved_tensors
-        need_g, need_y, need_A, need_x = needed(ctx, g, A)[:4]
+        need_g, need_y, need_A, need_x = needed(ctx, g, y, A)[:4]
         dg = dy = dA = dx = None
         if p is not None:
             dg = apply_bilinear(p, A, x) if need_g else None

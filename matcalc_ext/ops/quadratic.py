@@ -71,7 +71,7 @@ class Quadratic(Function):
         if grad is None:
             return None, None, None
         x, A, *kept = ctx.saved_tensors
-        need_x, need_A, _ = needed(ctx, grad, A)
+        need_x, need_A, _ = needed(ctx, grad, x, A)
         if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
             return *apply_quadratic_backward(grad, x, A, ctx.symmetric, need_x, need_A), None
         if kept and not is_batched(grad):
@@ -134,7 +134,7 @@ class QuadraticBackward(Function):
         dg = pᵀ(A + Aᵀ)x + xᵀPx, dx = g (A + Aᵀ) p + g (P + Pᵀ) x, dA = g (x pᵀ + p xᵀ).
         """
         g, x, A = ctx.saved_tensors
-        need_g, need_x, need_A = needed(ctx, g, A)[:3]
+        need_g, need_x, need_A = needed(ctx, g, x, A)[:3]
         dg = dx = dA = None
         if p is not None:
             dg = _along(p, x, A, ctx.symmetric) if need_g else None
