@@ -67,7 +67,8 @@ sanitize() {  # tool
 stage build 150 env USE_CUDA=1 "$PYTHON" setup.py --quiet build_ext --inplace
 stage tests 150 env OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q -W default -p no:cacheprovider \
   --device cuda --durations=10 \
-  --deselect tests/test_random_operands.py::test_kernels_of_an_emulated_gpu ${workers[@]+"${workers[@]}"} "${tests[@]}"
+  --deselect tests/test_random_operands.py::test_kernels_of_an_emulated_gpu \
+  ${workers[@]+"${workers[@]}"} "${tests[@]}"
 stage benchmarks 110 "$PYTHON" bench/gpu.py --out "$OUT"
 sanitize memcheck
 sanitize racecheck

@@ -61,7 +61,7 @@ const Op kInnerOps[] = {
      "(Tensor grad, Tensor y, Tensor A, Tensor x, Tensor? p, Tensor? q, bool need_y=True,"
      " bool need_A=True, bool need_x=True) -> (Tensor?, Tensor?, Tensor?)",
      box<bilinear_products_backward>},
-    {"quadratic_products", "(Tensor x, Tensor A, *, bool symmetric=False) -> (Tensor, Tensor?)",
+    {"quadratic_products", "(Tensor x, Tensor A, *, bool symmetric=False) -> (Tensor, Tensor)",
      box<quadratic_products>},
     {"quadratic_products_backward",
      "(Tensor grad, Tensor x, Tensor A, Tensor? p, bool symmetric=False,"

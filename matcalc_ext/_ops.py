@@ -373,7 +373,7 @@ def _(
 
 
 @_fake("quadratic_products")
-def _(x: Tensor, A: Tensor, *, symmetric: bool = False) -> tuple[Tensor, Tensor | None]:
+def _(x: Tensor, A: Tensor, *, symmetric: bool = False) -> tuple[Tensor, Tensor]:
     op = "quadratic_products"
     check_operands(op, x=x, A=A)
     batch = quadratic_shape(op, x.shape, A.shape)

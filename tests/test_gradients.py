@@ -262,10 +262,8 @@ def test_what_no_gradient_reads_is_not_kept(op):
 
 @EACH_OP
 def test_higher_derivatives_where_an_operand_was_not_kept(op):
-    for wanted in range(len(LARGE[op.name.removesuffix("_symmetric")])):
-        shapes = next(iter(op.families.values()))
-        if wanted >= len(shapes):
-            continue
+    shapes = next(iter(op.families.values()))
+    for wanted in range(len(shapes)):
         args = [t.requires_grad_(i == wanted) for i, t in enumerate(arguments(shapes))]
         grad = draw(op.plain(*args).shape).requires_grad_()
 

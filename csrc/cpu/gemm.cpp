@@ -198,8 +198,8 @@ typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_
   Block block{};
   block.b_in_place = b_readable_in_place_ && rows <= kUnpackedPanels * panel_rows;
   // B may be one block, which is less deep than others and has more columns.
-  const int64_t packed = packed_depth(depth_block()) / std::max<int64_t>(packed_depth(depth), 1);
-  block.b_stays = depth == depth_ && all_cols <= kernels_.nc * std::min(packed, kMostWider);
+  const int64_t wider = packed_depth(depth_block()) / std::max<int64_t>(packed_depth(depth), 1);
+  block.b_stays = depth == depth_ && all_cols <= kernels_.nc * std::min(wider, kMostWider);
   block.max_cols = block.b_stays ? all_cols : std::min<int64_t>(kernels_.nc, all_cols);
   const bool grouped =
       all_cols > block.max_cols && (!a_in_place_ || rows * depth_ * size_a_ >= kReadAgain);

@@ -38,8 +38,7 @@ Tensor quadratic(const Tensor& x, const Tensor& A, bool symmetric);
 Gradients2 quadratic_backward(const Tensor& grad, const Tensor& x, const Tensor& A, bool symmetric,
                               bool need_x, bool need_A);
 
-std::tuple<Tensor, OptionalTensor> quadratic_products(const Tensor& x, const Tensor& A,
-                                                      bool symmetric);
+std::tuple<Tensor, Tensor> quadratic_products(const Tensor& x, const Tensor& A, bool symmetric);
 Gradients2 quadratic_products_backward(const Tensor& grad, const Tensor& x, const Tensor& A,
                                        const OptionalTensor& p, bool symmetric, bool need_x,
                                        bool need_A);

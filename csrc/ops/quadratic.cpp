@@ -94,9 +94,8 @@ Tensor quadratic(const Tensor& x_tensor, const Tensor& A_tensor, bool symmetric)
         batch);
     return alpha.take();
   }
-  std::optional<SharedForms> forms = find_shared_forms(x, A, x, batch, alpha);
+  const std::optional<SharedForms> forms = find_shared_forms(x, A, x, batch, alpha, symmetric);
   if (forms.has_value() && forms->out > 1) {
-    forms->symmetric = symmetric;
     run_values(call, *forms, nullptr, alpha.data);
     return alpha.take();
   }
@@ -133,8 +132,8 @@ Tensor quadratic(const Tensor& x_tensor, const Tensor& A_tensor, bool symmetric)
 
 // alpha as above, and for the backward pass p[..., i] = sum_j conj((A[..., i, j] + A[..., j, i])
 // x[..., j]), symmetric: 2 conj(A x), from one pass over A. float32 beside bfloat16 and float16.
-std::tuple<Tensor, OptionalTensor> quadratic_products(const Tensor& x_tensor,
-                                                      const Tensor& A_tensor, bool symmetric) {
+std::tuple<Tensor, Tensor> quadratic_products(const Tensor& x_tensor, const Tensor& A_tensor,
+                                              bool symmetric) {
   const char* op = "quadratic_products";
   const Operand x(op, "x", x_tensor), A(op, "A", A_tensor);
   const Call call = check_operands(op, {&x, &A});
@@ -209,8 +208,7 @@ Gradients2 quadratic_products_backward(const Tensor& grad, const Tensor& x_tenso
     dA_left = dA_left && !dA_now;
   }
   if (dx_left && n != 0) {
-    std::optional<SharedForms> forms = find_shared_forms(x, A, x, batch, g);
-    if (forms.has_value()) forms->symmetric = symmetric;
+    const std::optional<SharedForms> forms = find_shared_forms(x, A, x, batch, g, symmetric);
     if (forms.has_value() && input_gradients_pay(call, *forms, true)) {
       run_input_gradients(call, *forms, g.data, dx.data, nullptr);
       dx_left = false;
@@ -225,9 +223,7 @@ Gradients2 quadratic_products_backward(const Tensor& grad, const Tensor& x_tenso
     add_fold(builder, A, x, symmetric);
     builder.run();
   }
-  if (dA_left) {
-    run_gram(call, g, x, batch, dA);
-  }
+  if (dA_left) run_gram(call, g, x, batch, dA);
   return {take_if(need_x, dx), take_if(need_A, dA)};
 }
 

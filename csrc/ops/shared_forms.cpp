@@ -222,12 +222,13 @@ void run_input_gradients(const Call& call, const SharedForms& forms, const void*
     const int64_t columns = forms.symmetric ? part : in2;
     for (int64_t j = 0; q_kept && j < in2; j += columns) {
       const int64_t first = j / columns;
+      const bool with_p = forms.symmetric ? j > 0 : one;
       ContractionBuilder sum(call, {}, {}, {shifted(q, first * count * in2 + j, wide)},
                              shifted(dx2_rows, j, narrow));
       sum.intermediate_b();
       sum.add({count, 0, 0, in2, in2});
       sum.add({std::min(columns, in2 - j), 0, 0, 1, 1});
-      sum.add({parts - first + (one && (j > 0 || !forms.symmetric) ? 1 : 0), 0, 0, count * in2, 0});
+      sum.add({parts - first + (with_p ? 1 : 0), 0, 0, count * in2, 0});
       if (forms.symmetric && parts > 1) sum.set_scale(2);
       sum.run();
     }

@@ -26,9 +26,10 @@ struct SharedForms {
 // both vectors or A alone, and the latter dimensions step as one. `z` is of the batch's shape.
 template <class Z>
 std::optional<SharedForms> find_shared_forms(const Operand& y, const Operand& A, const Operand& x,
-                                             const Dims& batch, const Z& z) {
+                                             const Dims& batch, const Z& z,
+                                             bool symmetric = false) {
   SharedForms forms{y.data,      x.data, A.data,      A.size(2),   A.size(1), 1,  y.stride(1),
-                    x.stride(1), 0,      A.stride(2), A.stride(1), 0,         {}, false};
+                    x.stride(1), 0,      A.stride(2), A.stride(1), 0,         {}, symmetric};
   DimList<LoopDim> outputs;
   for (int64_t d = 0; d < batch.count; ++d) {
     if (batch.sizes[d] == 1) continue;

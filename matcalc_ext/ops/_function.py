@@ -84,9 +84,8 @@ def worth_keeping(y: Tensor, A: Tensor) -> bool:
     if A.dim() < 2:
         return False  # an error, which the op will say
     work = y.numel() * A.shape[-1]
-    if not isinstance(work, int):  # of a graph for any size
-        return False
-    if work < (_KEEP_FROM_CUDA if A.is_cuda else _KEEP_FROM):
+    # A graph for any size has no number here.
+    if not isinstance(work, int) or work < (_KEEP_FROM_CUDA if A.is_cuda else _KEEP_FROM):
         return False
     # The ops that keep them have no derivatives of their own.
     recorder = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)

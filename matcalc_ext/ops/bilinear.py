@@ -222,13 +222,12 @@ def _forward_and_save(ctx: Any, y: Tensor, A: Tensor, x: Tensor) -> Tensor:
     else:
         alpha = _forward(y, A, x)
     need_y, need_A, need_x = ctx.needs_input_grad
-    if (need_y, need_A, need_x).count(True) == 1:
-        y, A, x = (
-            unread(y) if need_y else y,
-            unread(A) if need_A else A,
-            unread(x) if need_x else x,
-        )
-    ctx.save_for_backward(y, A, x, *kept)
+    ctx.save_for_backward(
+        y if need_A or need_x else unread(y),
+        A if need_y or need_x else unread(A),
+        x if need_y or need_A else unread(x),
+        *kept,
+    )
     return alpha  # type: ignore[no-any-return]
 
 

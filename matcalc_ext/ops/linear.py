@@ -220,10 +220,10 @@ class LinearBackward(Function):
 
 
 def _forward_and_save(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    need_input, need_weight, _ = ctx.needs_input_grad
     if forward_ad._current_level >= 0:
         save(ctx, input, weight, bias)
     else:
+        need_input, need_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(
             input if need_weight else unread(input), weight if need_input else unread(weight)
         )

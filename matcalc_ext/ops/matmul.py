@@ -174,12 +174,10 @@ class MatmulBackward(Function):
 
 
 def _forward_and_save(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-    need_a, need_b = ctx.needs_input_grad
     if forward_ad._current_level >= 0:
         save(ctx, a, b)
-    elif need_a and need_b:
-        ctx.save_for_backward(a, b)
     else:
+        need_a, need_b = ctx.needs_input_grad
         ctx.save_for_backward(a if need_b else unread(a), b if need_a else unread(b))
     return _forward(a, b)  # type: ignore[no-any-return]
 
