@@ -319,6 +319,12 @@ def _kept(like: Tensor, shape: Shape) -> Tensor:
     return like.new_empty(shape, dtype=torch.float32 if low else like.dtype)
 
 
+def product_batch(A: Shape, vector: Shape, batch: Shape) -> list[int]:
+    """1 along the dimensions of a form's batch where neither A nor the vector runs."""
+    shape = broadcast_batch("", ("A", A, 2), ("vector", vector, 1))
+    return [1] * (len(batch) - len(shape)) + shape
+
+
 @_fake("bilinear_products")
 def _(
     y: Tensor, A: Tensor, x: Tensor, need_p: bool = True, need_q: bool = True
@@ -328,8 +334,8 @@ def _(
     batch = bilinear_shape(op, y.shape, A.shape, x.shape)
     return (
         A.new_empty(batch),
-        _kept(A, [*batch, A.shape[-2]]) if need_p else None,
-        _kept(A, [*batch, A.shape[-1]]) if need_q else None,
+        _kept(A, [*product_batch(A.shape, x.shape, batch), A.shape[-2]]) if need_p else None,
+        _kept(A, [*product_batch(A.shape, y.shape, batch), A.shape[-1]]) if need_q else None,
     )
 
 

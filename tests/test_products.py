@@ -29,7 +29,8 @@ from matcalc_ext.ops import _function
 pytestmark = pytest.mark.usefixtures("on_each_device", "kept_alike")
 ops = torch.ops.matcalc_ext
 EACH_DTYPE = pytest.mark.parametrize("dtype", FLOATING, ids=str)
-# A matrix of its own for every item, one for all, and broadcasts, which keep nothing.
+# A matrix of its own for every item, one for all, and broadcasts: items that share a vector too
+# keep the product of the fewer vectors, others nothing.
 BILINEAR = {
     "one": ((190,), (190, 210), (210,)),
     "per item": ((3, 100), (3, 100, 130), (3, 130)),
@@ -37,9 +38,13 @@ BILINEAR = {
     "shared": ((40, 33), (33, 70), (40, 70)),
     "two batch dimensions": ((5, 6, 33), (33, 70), (5, 6, 70)),
     "broadcast y": ((100,), (4, 100, 130), (4, 130)),
-    "outer": ((9, 1, 40), (40, 50), (8, 50)),
+    "all pairs, p": ((19, 1, 40), (40, 50), (8, 50)),
+    "all pairs, q": ((2, 5, 1, 150), (150, 60), (2, 1, 9, 60)),
+    "all pairs, labels": ((2, 1, 5, 1, 60), (3, 1, 1, 60, 70), (2, 1, 1, 7, 70)),
+    "one x": ((30, 40), (40, 50), (50,)),
+    "one y": ((200,), (200, 190), (2, 3, 190)),
 }
-KEEPING = [name for name in BILINEAR if name not in ("broadcast y", "outer")]
+KEEPING = [name for name in BILINEAR if name != "broadcast y"]
 QUADRATIC = {
     "one": ((200,), (200, 200)),
     "per item": ((3, 110), (3, 110, 110)),
@@ -94,13 +99,13 @@ def test_products_of_the_op(family, dtype):
     wide = [to_double(t) for t in (y, A, x)]
     batch = torch.broadcast_shapes(y.shape[:-1], A.shape[:-2], x.shape[:-1])
 
+    def own(product):
+        """With a 1 for each batch dimension that it lacks."""
+        return product.reshape(*[1] * (len(batch) + 1 - product.dim()), *product.shape)
+
     def plain(y, A, x):
         p, q = A @ x.unsqueeze(-1), A.mT @ y.unsqueeze(-1)
-        return (
-            plain_bilinear(y, A, x),
-            p.squeeze(-1).conj().expand(*batch, -1),
-            q.squeeze(-1).conj().expand(*batch, -1),
-        )
+        return plain_bilinear(y, A, x), own(p.squeeze(-1).conj()), own(q.squeeze(-1).conj())
 
     expected, bounds = plain(*wide), plain(*(t.abs() for t in wide))
     for need_p, need_q in ((True, True), (True, False), (False, True)):

@@ -21,18 +21,73 @@ Dims bilinear_batch(const char* op, const Operand& y, const Operand& A, const Op
   return broadcast_batch(op, {{&y, 1}, {&A, 2}, {&x, 1}});
 }
 
-// p[..., i] = sum_j conj(A[..., i, j] x[..., j]), for the whole batch; or q, of A transposed.
+// p[..., i] = sum_j conj(A[..., i, j] x[..., j]), for each batch item that has its own; or q, of A
+// transposed.
 void run_product(const Call& call, const Operand& x, const Operand& A, int64_t a_row, int64_t a_col,
                  const Dims& batch, const Result& p) {
   ContractionBuilder builder(call, {x.data, true}, {}, {A.data, true}, p.data);
   builder.intermediate_c();
   for (int64_t d = 0; d < batch.count; ++d) {
-    builder.add({batch.sizes[d], batch_stride(x, 1, batch, d), 0, batch_stride(A, 2, batch, d),
-                 p.strides[d]});
+    builder.add(
+        {p.sizes[d], batch_stride(x, 1, batch, d), 0, batch_stride(A, 2, batch, d), p.strides[d]});
   }
   builder.add({p.size(1), 0, 0, a_row, 1});
   builder.add({x.size(1), x.stride(1), 0, a_col, 0});
   builder.run();
+}
+
+// The multiply-adds of a value by way of such a product: it, then its product with the other
+// vector.
+double product_cost(const Dims& product_batch, const Dims& batch, int64_t entries, int64_t summed) {
+  double value = static_cast<double>(entries), product = value * static_cast<double>(summed);
+  for (int64_t d = 0; d < batch.count; ++d) {
+    product *= static_cast<double>(product_batch.sizes[d]);
+    value *= static_cast<double>(batch.sizes[d]);
+  }
+  return product + value;
+}
+
+// Whether several batch items share such a product.
+bool shared(const Dims& product_batch, const Dims& batch) {
+  for (int64_t d = 0; d < batch.count; ++d) {
+    if (product_batch.sizes[d] != batch.sizes[d]) return true;
+  }
+  return false;
+}
+
+// The gradients that have a product in common, u[..., j] = sum g[...] conj(x[..., j]) over the
+// dimensions along which neither y nor A runs:
+//
+//   dy[..., i] = sum_j conj(A[..., i, j]) u[..., j],  dA[..., i, j] = conj(y[..., i]) u[..., j]
+//
+// each summed further over the dimensions that it lacks. With x for y and A transposed, dx and dA.
+void run_shared_gradients(const Call& call, const Operand& g, const Operand& y, const Operand& A,
+                          const Operand& x, int64_t row, int64_t col, const Dims& batch,
+                          const Dims& u_batch, const Result& dy, const Result& dA) {
+  const int64_t m = y.size(1), n = x.size(1);
+  const Result u = call.intermediate(product_dims(u_batch, n));
+  ContractionBuilder first(call, {x.data, true}, {}, {g.data}, u.data);
+  ContractionBuilder for_y(call, {u.data}, {}, {A.data, true}, dy.data);
+  ContractionBuilder for_A(call, {u.data}, {}, {y.data, true}, dA.data);
+  first.intermediate_c();
+  for_y.intermediate_a();
+  for_A.intermediate_a();
+  for (int64_t d = 0; d < batch.count; ++d) {
+    const int64_t along_u = batch_stride(u, 1, batch, d), along_A = batch_stride(A, 2, batch, d);
+    first.add({batch.sizes[d], batch_stride(x, 1, batch, d), 0, g.strides[d], along_u});
+    if (u.sizes[d] == 1) continue;
+    for_y.add({u.sizes[d], along_u, 0, along_A, batch_stride(dy, 1, batch, d)});
+    for_A.add(
+        {u.sizes[d], along_u, 0, batch_stride(y, 1, batch, d), batch_stride(dA, 2, batch, d)});
+  }
+  first.add({n, x.stride(1), 0, 0, 1});
+  for_y.add({m, 0, 0, A.stride(row), 1});
+  for_y.add({n, 1, 0, A.stride(col), 0});
+  for_A.add({m, 0, 0, y.stride(1), dA.stride(row)});
+  for_A.add({n, 1, 0, 0, dA.stride(col)});
+  first.run();
+  for_y.run();
+  for_A.run();
 }
 
 }  // namespace
@@ -75,7 +130,8 @@ Tensor bilinear(const Tensor& y_tensor, const Tensor& A_tensor, const Tensor& x_
 
 // alpha as above, and for the backward pass p[..., i] = sum_j conj(A[..., i, j] x[..., j]) and
 // q[..., j] = sum_i conj(A[..., i, j] y[..., i]), all from one pass over A where each batch item
-// has its own. float32 beside bfloat16 and float16, so that a gradient is rounded once.
+// has its own. Of size 1 along batch dimensions along which neither of the two factors runs.
+// float32 beside bfloat16 and float16, so that a gradient is rounded once.
 std::tuple<Tensor, OptionalTensor, OptionalTensor> bilinear_products(const Tensor& y_tensor,
                                                                      const Tensor& A_tensor,
                                                                      const Tensor& x_tensor,
@@ -87,8 +143,9 @@ std::tuple<Tensor, OptionalTensor, OptionalTensor> bilinear_products(const Tenso
   if (!need_p && !need_q) fail(op, ": neither p nor q is asked for, expected one of them or both");
   const int64_t m = A.size(2), n = A.size(1);
   Result alpha = call.empty(batch);
-  Result p = need_p ? call.intermediate(product_dims(batch, m)) : Result();
-  Result q = need_q ? call.intermediate(product_dims(batch, n)) : Result();
+  Result p, q;
+  if (need_p) p = call.intermediate(product_dims(product_batch(A, x, batch), m));
+  if (need_q) q = call.intermediate(product_dims(product_batch(A, y, batch), n));
   if (m == 0 || n == 0) {
     for (const Result* result : {&alpha, &p, &q}) {
       if (result->numel != 0) fill_zeros(call, *result);
@@ -131,16 +188,18 @@ Gradients3 bilinear_products_backward(const Tensor& grad, const Tensor& y_tensor
   Result dx = need_x ? call.empty_like(x) : Result();
   bool dy_left = dy.numel != 0, dA_left = dA.numel != 0, dx_left = dx.numel != 0;
 
+  const Dims p_batch = product_batch(A, x, batch), q_batch = product_batch(A, y, batch);
   const auto from_product = [&](const OptionalTensor& tensor, const char* name,
-                                const Operand& vector, const Result& d, bool* left) {
-    if (!tensor.has_value() || !*left || batch_reduced(vector, 1, batch)) return;
+                                const Dims& product_batch, int64_t entries, const Result& d,
+                                bool* left) {
+    if (!tensor.has_value() || !*left) return;
     const Operand product(op, name, *tensor);
-    check_product(op, product, call, batch, vector.size(1));
+    check_product(op, product, call, product_dims(product_batch, entries));
     scale_product(call, g, product, batch, d);
     *left = false;
   };
-  from_product(p_tensor, "p", y, dy, &dy_left);
-  from_product(q_tensor, "q", x, dx, &dx_left);
+  from_product(p_tensor, "p", p_batch, m, dy, &dy_left);
+  from_product(q_tensor, "q", q_batch, n, dx, &dx_left);
 
   if (m != 0 && n != 0 && matrix_per_item(A, batch)) {
     const bool dy_now = dy_left && !batch_reduced(y, 1, batch);
@@ -160,6 +219,17 @@ Gradients3 bilinear_products_backward(const Tensor& grad, const Tensor& y_tensor
     dy_left = dy_left && !dy_now;
     dA_left = dA_left && !dA_now;
     dx_left = dx_left && !dx_now;
+  }
+  if (dA_left && (dy_left || dx_left)) {
+    const double by_p = product_cost(p_batch, batch, m, n),
+                 by_q = product_cost(q_batch, batch, n, m);
+    if (dy_left && by_q <= by_p && shared(q_batch, batch)) {
+      run_shared_gradients(call, g, y, A, x, 2, 1, batch, q_batch, dy, dA);
+      dy_left = dA_left = false;
+    } else if (dx_left && by_p <= by_q && shared(p_batch, batch)) {
+      run_shared_gradients(call, g, x, A, y, 1, 2, batch, p_batch, dx, dA);
+      dx_left = dA_left = false;
+    }
   }
   if (dy_left && dx_left) {
     const std::optional<SharedForms> forms = find_shared_forms(y, A, x, batch, g);

@@ -51,8 +51,16 @@ void run_form(const Call& call, const FormArguments& arguments, const Dims& batc
   call.kernels->form(form);
 }
 
-Dims product_dims(const Dims& batch, int64_t entries) {
-  Dims dims = batch;
+Dims product_batch(const Operand& A, const Operand& x, const Dims& batch) {
+  Dims dims;
+  for (int64_t d = 0; d < batch.count; ++d) {
+    dims.push(A.size(batch.count - d + 2) == 1 ? x.size(batch.count - d + 1) : batch.sizes[d]);
+  }
+  return dims;
+}
+
+Dims product_dims(const Dims& product_batch, int64_t entries) {
+  Dims dims = product_batch;
   dims.push(entries);
   return dims;
 }
@@ -82,9 +90,7 @@ void value_of_product(const Call& call, const Result& p, const Operand& x, const
   builder.run();
 }
 
-void check_product(const char* op, const Operand& p, const Call& call, const Dims& batch,
-                   int64_t entries) {
-  const Dims expected = product_dims(batch, entries);
+void check_product(const char* op, const Operand& p, const Call& call, const Dims& expected) {
   bool fits = p.dim == expected.count && p.dtype == call.intermediate_torch_dtype() &&
               p.device_type == call.device_type && p.device_index == call.device_index;
   for (int64_t d = 0; fits && d < p.dim; ++d) fits = p.sizes[d] == expected.sizes[d];

@@ -20,10 +20,15 @@ struct FormArguments {
 // Runs the kernel of forms with a matrix per item.
 void run_form(const Call& call, const FormArguments& form, const Dims& batch);
 
-// The sizes of a product of A with a vector, for each batch item.
-Dims product_dims(const Dims& batch, int64_t entries);
+// The batch dimensions of a product of A with a vector: 1 where neither of them runs, for there all
+// items have the same product.
+Dims product_batch(const Operand& A, const Operand& x, const Dims& batch);
 
-// d[..., i] = g[...] p[..., i], of the same batch: a gradient from the one for g = 1.
+// The sizes of such a product.
+Dims product_dims(const Dims& product_batch, int64_t entries);
+
+// d[..., i] = g[...] p[..., i], summed over the dimensions that d lacks: a gradient from the one
+// for g = 1.
 void scale_product(const Call& call, const Operand& g, const Operand& p, const Dims& batch,
                    const Result& d);
 
@@ -32,7 +37,6 @@ void value_of_product(const Call& call, const Result& p, const Operand& x, const
                       double scale, const Result& alpha);
 
 // A product that was saved must be what this call would save.
-void check_product(const char* op, const Operand& p, const Call& call, const Dims& batch,
-                   int64_t entries);
+void check_product(const char* op, const Operand& p, const Call& call, const Dims& expected);
 
 }  // namespace matcalc

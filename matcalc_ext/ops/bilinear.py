@@ -200,15 +200,34 @@ class BilinearBackward(Function):
 def _products_to_keep(ctx: Any, y: Tensor, A: Tensor, x: Tensor) -> tuple[bool, bool]:
     """Which of A x and Aᵀ y the forward pass should make and keep, so that backward need not.
 
-    Where each item has a matrix of its own, one pass over it makes both; where all share one, the
-    value needs one of the two products, and the other would be a second.
+    Where each item has a matrix of its own, one pass over it makes both; where items share one, the
+    value needs one of the two products, and the other would be a second. Where they share a vector
+    too, it is the one that takes less work: the gradients of the other vector's side have another
+    product in common.
     """
     need_y, _, need_x = ctx.needs_input_grad
-    if not (need_y or need_x) or not worth_keeping(y, A) or y.shape[:-1] != x.shape[:-1]:
+    if not (need_y or need_x) or not worth_keeping(y, A):
         return False, False
-    if A.shape[:-2] == y.shape[:-1]:
-        return need_y, need_x
-    return (need_y, need_x and not need_y) if A.dim() == 2 else (False, False)
+    if y.shape[:-1] == x.shape[:-1]:
+        if A.shape[:-2] == y.shape[:-1]:
+            return need_y, need_x
+        return (need_y, need_x and not need_y) if A.dim() == 2 else (False, False)
+    return _shared_product_to_keep(y, A, x, need_y, need_x)
+
+
+def _shared_product_to_keep(
+    y: Tensor, A: Tensor, x: Tensor, need_y: bool, need_x: bool
+) -> tuple[bool, bool]:
+    try:
+        p_items = torch.broadcast_shapes(A.shape[:-2], x.shape[:-1]).numel()
+        q_items = torch.broadcast_shapes(A.shape[:-2], y.shape[:-1]).numel()
+        items = torch.broadcast_shapes(A.shape[:-2], y.shape[:-1], x.shape[:-1]).numel()
+    except RuntimeError:
+        return False, False  # an error, which the op will say
+    m, n = A.shape[-2:]
+    if q_items * m * n + items * n <= p_items * m * n + items * m:
+        return False, need_x and q_items < items
+    return need_y and p_items < items, False
 
 
 def _forward_and_save(ctx: Any, y: Tensor, A: Tensor, x: Tensor) -> Tensor:
