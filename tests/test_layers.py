@@ -5,7 +5,7 @@
    streams and allocator (csrc/cuda, through runtime.cu alone).
 3. Only csrc/ops, and library.cpp which registers it, see tensors; cpu/ and cuda/ know neither
    each other nor csrc/ops.
-4. Python imports go one way: _ops <- ops <- {derivatives, nn} <- benchmark.
+4. Python imports go one way: _ops <- {_sharding, ops}, ops <- {derivatives, nn} <- benchmark.
 """
 
 import ast
@@ -32,6 +32,7 @@ SHARED = r"(kernels|numbers|offsets)\.h$"  # what the device folders have in com
 # the command line, stand above all of them.
 PYTHON_LAYERS = {
     "_ops": {"_C"},
+    "_sharding": {"_ops"},
     "ops": {"_C", "_ops", "ops"},
     "derivatives": {"_ops", "ops"},
     "nn": {"_ops", "ops", "nn"},
