@@ -9,6 +9,7 @@ Computed by hand-written kernels.
 
 from importlib.metadata import PackageNotFoundError, version
 
+from . import _flops as _flops
 from . import _ops as _ops  # first of all: it loads the ops, or says why it cannot
 from . import _sharding as _sharding
 from . import derivatives as derivatives

@@ -5,7 +5,8 @@
    streams and allocator (csrc/cuda, through runtime.cu alone).
 3. Only csrc/ops, and library.cpp which registers it, see tensors; cpu/ and cuda/ know neither
    each other nor csrc/ops.
-4. Python imports go one way: _ops <- {_sharding, ops}, ops <- {derivatives, nn} <- benchmark.
+4. Python imports go one way: _ops <- {_flops, _sharding, ops}, ops <- {derivatives, nn}, and
+   these <- benchmark.
 """
 
 import ast
@@ -32,6 +33,7 @@ SHARED = r"(kernels|numbers|offsets)\.h$"  # what the device folders have in com
 # the command line, stand above all of them.
 PYTHON_LAYERS = {
     "_ops": {"_C"},
+    "_flops": {"_ops"},
     "_sharding": {"_ops"},
     "ops": {"_C", "_ops", "ops"},
     "derivatives": {"_ops", "ops"},
