@@ -1,5 +1,7 @@
 """Graphs that torch records of our ops: they can be differentiated, and run with other sizes."""
 
+import pickle
+
 import pytest
 import torch
 from reference import OPS, arguments, draw, gradients
@@ -132,3 +134,46 @@ def test_a_traced_function_has_derivatives(op):
         gradients(traced, args, grad), gradients(op.plain, args, grad), strict=True
     ):
         torch.testing.assert_close(got, expected)
+
+
+class Scorer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.score = torch.nn.Linear(6, 5), torch.nn.Bilinear(5, 6, 3)
+        self.energy = matcalc_ext.nn.Quadratic(3, 2, symmetric=True)
+
+    def forward(self, x):
+        return self.energy(self.score(self.embed(x).relu(), x))
+
+
+def test_symbolic_trace_of_a_model():
+    model = matcalc_ext.nn.swap(Scorer().double())
+    traced = torch.fx.symbolic_trace(model)
+    ops = [node.target for node in traced.graph.nodes if "matcalc_ext" in str(node.target)]
+    names = torch.ops.matcalc_ext
+    assert ops == [names.linear, names.nn_bilinear, names.quadratic]
+    x = draw((4, 6))
+    for copy in (traced, pickle.loads(pickle.dumps(traced))):
+        torch.testing.assert_close(copy(x), model(x))
+        got, expected = (
+            torch.autograd.grad(m(x).square().sum(), m.parameters()) for m in (copy, model)
+        )
+        for one, two in zip(got, expected, strict=True):
+            torch.testing.assert_close(one, two)
+
+
+# torch.fx reads a function's parameters from its signature.
+OF_SO_MANY = {
+    2: lambda op: lambda a, b: op(a, b),
+    3: lambda op: lambda a, b, c: op(a, b, c),
+    4: lambda op: lambda a, b, c, d: op(a, b, c, d),
+}
+
+
+@EACH_OP
+def test_symbolic_trace_of_a_function(op):
+    families = op.families.values()
+    traced = torch.fx.symbolic_trace(OF_SO_MANY[len(next(iter(families)))](op.ours))
+    for shapes in families:
+        args = arguments(shapes)
+        torch.testing.assert_close(traced(*args), op.plain(*args))

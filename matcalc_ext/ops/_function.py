@@ -286,6 +286,15 @@ def autocast(tensor: Any) -> Any:
 # --------------------------------------------------------------------------------------------
 # Errors
 
+
+def symbolic(*arguments: Any) -> bool:
+    """Whether torch.fx traces a program: its graph holds the dispatcher op.
+
+    It calls with objects that are no tensors, so that asking can wait until something has failed.
+    """
+    return any(isinstance(argument, torch.fx.Proxy) for argument in arguments)
+
+
 _DEVICES = ("cpu", "meta", *(["cuda"] if _ops._C.build_info()["cuda"] else []))
 
 

@@ -27,6 +27,7 @@ from ._function import (
     register,
     sample_shapes,
     save,
+    symbolic,
     tangents,
     tracing,
     transforms_active,
@@ -326,6 +327,8 @@ def bilinear(y: Tensor, A: Tensor, x: Tensor) -> Tensor:
             return apply_bilinear(autocast(y), autocast(A), autocast(x))
         return apply_bilinear(y, A, x)
     except Exception:
+        if symbolic(y, A, x):
+            return torch.ops.matcalc_ext.bilinear(y, A, x)  # type: ignore[no-any-return]
         error = problem("bilinear", y=y, A=A, x=x)
         if error is None:
             raise

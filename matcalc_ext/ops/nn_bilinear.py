@@ -28,6 +28,7 @@ from ._function import (
     register,
     sample_shapes,
     save,
+    symbolic,
     tangents,
     tracing,
     transforms_active,
@@ -364,6 +365,8 @@ def nn_bilinear(
             )
         return apply_nn_bilinear(input1, input2, weight, bias)
     except Exception:
+        if symbolic(input1, input2, weight, bias):
+            return torch.ops.matcalc_ext.nn_bilinear(input1, input2, weight, bias)  # type: ignore[no-any-return]
         error = problem("nn_bilinear", input1=input1, input2=input2, weight=weight, bias=bias)
         if error is None:
             raise

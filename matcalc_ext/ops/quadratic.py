@@ -27,6 +27,7 @@ from ._function import (
     register,
     sample_shapes,
     save,
+    symbolic,
     tangents,
     tracing,
     transforms_active,
@@ -305,6 +306,8 @@ def quadratic(x: Tensor, A: Tensor, *, symmetric: bool = False) -> Tensor:
             return apply_quadratic(autocast(x), autocast(A), symmetric)
         return apply_quadratic(x, A, symmetric)
     except Exception:
+        if symbolic(x, A):
+            return torch.ops.matcalc_ext.quadratic(x, A, symmetric=symmetric)  # type: ignore[no-any-return]
         error = problem("quadratic", x=x, A=A)
         if error is None:
             raise
