@@ -325,6 +325,15 @@ def product_batch(A: Shape, vector: Shape, batch: Shape) -> list[int]:
     return [1] * (len(batch) - len(shape)) + shape
 
 
+def _kept_product(A: Tensor, vector: Tensor, batch: Shape, entries: int) -> Tensor:
+    """Stays bfloat16 where batch items have it in common: a matrix product's operand."""
+    own = product_batch(A.shape, vector.shape, batch)
+    shared = any(one != all_ for one, all_ in zip(own, batch, strict=True))
+    if shared and A.dtype == torch.bfloat16:
+        return A.new_empty([*own, entries])
+    return _kept(A, [*own, entries])
+
+
 @_fake("bilinear_products")
 def _(
     y: Tensor, A: Tensor, x: Tensor, need_p: bool = True, need_q: bool = True
@@ -334,8 +343,8 @@ def _(
     batch = bilinear_shape(op, y.shape, A.shape, x.shape)
     return (
         A.new_empty(batch),
-        _kept(A, [*product_batch(A.shape, x.shape, batch), A.shape[-2]]) if need_p else None,
-        _kept(A, [*product_batch(A.shape, y.shape, batch), A.shape[-1]]) if need_q else None,
+        _kept_product(A, x, batch, A.shape[-2]) if need_p else None,
+        _kept_product(A, y, batch, A.shape[-1]) if need_q else None,
     )
 
 

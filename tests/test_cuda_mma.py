@@ -323,14 +323,14 @@ def test_fold_large(emulated, dtype):  # noqa: F811
 
 @EACH_LOW
 @pytest.mark.parametrize("n", [48, 47], ids=["chunks", "numbers"])
-def test_float32_intermediates(emulated, dtype, n):  # noqa: F811
-    """y A is kept in float32, and multiplied by a 16-bit operand."""
+def test_intermediates(emulated, dtype, n):  # noqa: F811
+    """y A of all pairs is kept in float32 beside float16, and multiplied by a 16-bit operand."""
     emulated.set_device(8, 0, multiprocessors=64)
     y, matrix, x = draw((97, 1, 40), dtype), draw((40, n), dtype), draw((1, 98, n), dtype)
     emulated.launches()
     got = emulated.ops.bilinear(y, matrix, x)
     second = kernels(emulated)[-1]
-    assert second == "mma_tf32_general_64"
+    assert second == ("mma_tf32_general_64" if dtype == torch.float16 else "mma_bf16_64")
     wide = [to_double(t) for t in (y[:, 0], matrix, x[0])]
     plain = wide[0] @ wide[1] @ wide[2].mT
     bound = wide[0].abs() @ wide[1].abs() @ wide[2].abs().mT

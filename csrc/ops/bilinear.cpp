@@ -26,7 +26,7 @@ Dims bilinear_batch(const char* op, const Operand& y, const Operand& A, const Op
 void run_product(const Call& call, const Operand& x, const Operand& A, int64_t a_row, int64_t a_col,
                  const Dims& batch, const Result& p) {
   ContractionBuilder builder(call, {x.data, true}, {}, {A.data, true}, p.data);
-  builder.intermediate_c();
+  builder.set_dtype_c(p.dtype);
   for (int64_t d = 0; d < batch.count; ++d) {
     builder.add(
         {p.sizes[d], batch_stride(x, 1, batch, d), 0, batch_stride(A, 2, batch, d), p.strides[d]});
@@ -47,12 +47,15 @@ double product_cost(const Dims& product_batch, const Dims& batch, int64_t entrie
   return product + value;
 }
 
-// Whether several batch items share such a product.
-bool shared(const Dims& product_batch, const Dims& batch) {
-  for (int64_t d = 0; d < batch.count; ++d) {
-    if (product_batch.sizes[d] != batch.sizes[d]) return true;
-  }
-  return false;
+// Which of the two products several batch items have in common and takes less work, if one does.
+struct SharedProduct {
+  bool p, q;
+};
+SharedProduct shared_product(const Dims& p_batch, const Dims& q_batch, const Dims& batch, int64_t m,
+                             int64_t n) {
+  const double by_p = product_cost(p_batch, batch, m, n);
+  const double by_q = product_cost(q_batch, batch, n, m);
+  return {by_p < by_q && is_shared(p_batch, batch), by_q <= by_p && is_shared(q_batch, batch)};
 }
 
 // The gradients that have a product in common, u[..., j] = sum g[...] conj(x[..., j]) over the
@@ -65,13 +68,13 @@ void run_shared_gradients(const Call& call, const Operand& g, const Operand& y, 
                           const Operand& x, int64_t row, int64_t col, const Dims& batch,
                           const Dims& u_batch, const Result& dy, const Result& dA) {
   const int64_t m = y.size(1), n = x.size(1);
-  const Result u = call.intermediate(product_dims(u_batch, n));
+  const Result u = call.product(product_dims(u_batch, n), true);
   ContractionBuilder first(call, {x.data, true}, {}, {g.data}, u.data);
   ContractionBuilder for_y(call, {u.data}, {}, {A.data, true}, dy.data);
   ContractionBuilder for_A(call, {u.data}, {}, {y.data, true}, dA.data);
-  first.intermediate_c();
-  for_y.intermediate_a();
-  for_A.intermediate_a();
+  first.set_dtype_c(u.dtype);
+  for_y.set_dtype_a(u.dtype);
+  for_A.set_dtype_a(u.dtype);
   for (int64_t d = 0; d < batch.count; ++d) {
     const int64_t along_u = batch_stride(u, 1, batch, d), along_A = batch_stride(A, 2, batch, d);
     first.add({batch.sizes[d], batch_stride(x, 1, batch, d), 0, g.strides[d], along_u});
@@ -115,6 +118,16 @@ Tensor bilinear(const Tensor& y_tensor, const Tensor& A_tensor, const Tensor& x_
     run_values(call, *forms, nullptr, alpha.data);
     return alpha.take();
   }
+  const Dims p_batch = product_batch(A, x, batch), q_batch = product_batch(A, y, batch);
+  const SharedProduct one = shared_product(p_batch, q_batch, batch, m, n);
+  if (one.p || one.q) {
+    const Result product = one.p ? call.product(product_dims(p_batch, m), true)
+                                 : call.product(product_dims(q_batch, n), true);
+    if (one.p) run_product(call, x, A, A.stride(2), A.stride(1), batch, product);
+    if (one.q) run_product(call, y, A, A.stride(1), A.stride(2), batch, product);
+    value_of_product(call, product, one.p ? y : x, batch, 1, alpha);
+    return alpha.take();
+  }
   // p = A x or q = A^T y over the batch that has them, then its product with the other vector:
   // nothing is expanded to the whole batch. The fused product would make every y_i x_j.
   TripleProduct product({x.data}, {y.data}, {A.data}, alpha.data);
@@ -131,7 +144,7 @@ Tensor bilinear(const Tensor& y_tensor, const Tensor& A_tensor, const Tensor& x_
 // alpha as above, and for the backward pass p[..., i] = sum_j conj(A[..., i, j] x[..., j]) and
 // q[..., j] = sum_i conj(A[..., i, j] y[..., i]), all from one pass over A where each batch item
 // has its own. Of size 1 along batch dimensions along which neither of the two factors runs.
-// float32 beside bfloat16 and float16, so that a gradient is rounded once.
+// float32 beside bfloat16 and float16, so that a gradient is rounded once; but see Call::product.
 std::tuple<Tensor, OptionalTensor, OptionalTensor> bilinear_products(const Tensor& y_tensor,
                                                                      const Tensor& A_tensor,
                                                                      const Tensor& x_tensor,
@@ -144,8 +157,9 @@ std::tuple<Tensor, OptionalTensor, OptionalTensor> bilinear_products(const Tenso
   const int64_t m = A.size(2), n = A.size(1);
   Result alpha = call.empty(batch);
   Result p, q;
-  if (need_p) p = call.intermediate(product_dims(product_batch(A, x, batch), m));
-  if (need_q) q = call.intermediate(product_dims(product_batch(A, y, batch), n));
+  const Dims p_batch = product_batch(A, x, batch), q_batch = product_batch(A, y, batch);
+  if (need_p) p = call.product(product_dims(p_batch, m), is_shared(p_batch, batch));
+  if (need_q) q = call.product(product_dims(q_batch, n), is_shared(q_batch, batch));
   if (m == 0 || n == 0) {
     for (const Result* result : {&alpha, &p, &q}) {
       if (result->numel != 0) fill_zeros(call, *result);
@@ -194,7 +208,8 @@ Gradients3 bilinear_products_backward(const Tensor& grad, const Tensor& y_tensor
                                 bool* left) {
     if (!tensor.has_value() || !*left) return;
     const Operand product(op, name, *tensor);
-    check_product(op, product, call, product_dims(product_batch, entries));
+    check_product(op, product, call, product_dims(product_batch, entries),
+                  is_shared(product_batch, batch));
     scale_product(call, g, product, batch, d);
     *left = false;
   };
@@ -221,12 +236,11 @@ Gradients3 bilinear_products_backward(const Tensor& grad, const Tensor& y_tensor
     dx_left = dx_left && !dx_now;
   }
   if (dA_left && (dy_left || dx_left)) {
-    const double by_p = product_cost(p_batch, batch, m, n),
-                 by_q = product_cost(q_batch, batch, n, m);
-    if (dy_left && by_q <= by_p && shared(q_batch, batch)) {
+    const SharedProduct one = shared_product(p_batch, q_batch, batch, m, n);
+    if (dy_left && one.q) {
       run_shared_gradients(call, g, y, A, x, 2, 1, batch, q_batch, dy, dA);
       dy_left = dA_left = false;
-    } else if (dx_left && by_p <= by_q && shared(p_batch, batch)) {
+    } else if (dx_left && one.p) {
       run_shared_gradients(call, g, x, A, y, 1, 2, batch, p_batch, dx, dA);
       dx_left = dA_left = false;
     }

@@ -41,6 +41,8 @@ class ContractionBuilder {
   // innermost k dimension, along which A has the stride a.
   void add_fold(Fold fold, int64_t size, int64_t row, int64_t col, int64_t a, int64_t c);
 
+  void set_dtype_a(Dtype dtype) { op_.dtype_a = dtype; }
+  void set_dtype_c(Dtype dtype) { op_.dtype_c = dtype; }
   void intermediate_a() { op_.dtype_a = call_.intermediate_dtype(); }
   void intermediate_b() { op_.dtype_b = call_.intermediate_dtype(); }
   void intermediate_c() { op_.dtype_c = call_.intermediate_dtype(); }

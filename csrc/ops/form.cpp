@@ -59,6 +59,13 @@ Dims product_batch(const Operand& A, const Operand& x, const Dims& batch) {
   return dims;
 }
 
+bool is_shared(const Dims& product_batch, const Dims& batch) {
+  for (int64_t d = 0; d < batch.count; ++d) {
+    if (product_batch.sizes[d] != batch.sizes[d]) return true;
+  }
+  return false;
+}
+
 Dims product_dims(const Dims& product_batch, int64_t entries) {
   Dims dims = product_batch;
   dims.push(entries);
@@ -68,7 +75,7 @@ Dims product_dims(const Dims& product_batch, int64_t entries) {
 void scale_product(const Call& call, const Operand& g, const Operand& p, const Dims& batch,
                    const Result& d) {
   ContractionBuilder builder(call, {p.data}, {}, {g.data}, d.data);
-  builder.intermediate_a();
+  if (p.dtype != call.torch_dtype) builder.intermediate_a();
   for (int64_t i = 0; i < batch.count; ++i) {
     builder.add({batch.sizes[i], batch_stride(p, 1, batch, i), 0, batch_stride(g, 0, batch, i),
                  batch_stride(d, 1, batch, i)});
@@ -80,7 +87,7 @@ void scale_product(const Call& call, const Operand& g, const Operand& p, const D
 void value_of_product(const Call& call, const Result& p, const Operand& x, const Dims& batch,
                       double scale, const Result& alpha) {
   ContractionBuilder builder(call, {p.data, true}, {}, {x.data}, alpha.data);
-  builder.intermediate_a();
+  builder.set_dtype_a(p.dtype);
   for (int64_t d = 0; d < batch.count; ++d) {
     builder.add({batch.sizes[d], batch_stride(p, 1, batch, d), 0, batch_stride(x, 1, batch, d),
                  batch_stride(alpha, 0, batch, d)});
@@ -90,9 +97,12 @@ void value_of_product(const Call& call, const Result& p, const Operand& x, const
   builder.run();
 }
 
-void check_product(const char* op, const Operand& p, const Call& call, const Dims& expected) {
-  bool fits = p.dim == expected.count && p.dtype == call.intermediate_torch_dtype() &&
-              p.device_type == call.device_type && p.device_index == call.device_index;
+void check_product(const char* op, const Operand& p, const Call& call, const Dims& expected,
+                   bool operand) {
+  const int32_t dtype =
+      operand && call.rounds_products() ? call.torch_dtype : call.intermediate_torch_dtype();
+  bool fits = p.dim == expected.count && p.dtype == dtype && p.device_type == call.device_type &&
+              p.device_index == call.device_index;
   for (int64_t d = 0; fits && d < p.dim; ++d) fits = p.sizes[d] == expected.sizes[d];
   if (!fits) {
     fail(op, ": ", p.name, " has shape ", p.shape(), ", expected the product of shape ",

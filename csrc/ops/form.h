@@ -24,6 +24,9 @@ void run_form(const Call& call, const FormArguments& form, const Dims& batch);
 // items have the same product.
 Dims product_batch(const Operand& A, const Operand& x, const Dims& batch);
 
+// Whether several batch items have such a product in common. It is a matrix product's operand then.
+bool is_shared(const Dims& product_batch, const Dims& batch);
+
 // The sizes of such a product.
 Dims product_dims(const Dims& product_batch, int64_t entries);
 
@@ -37,6 +40,7 @@ void value_of_product(const Call& call, const Result& p, const Operand& x, const
                       double scale, const Result& alpha);
 
 // A product that was saved must be what this call would save.
-void check_product(const char* op, const Operand& p, const Call& call, const Dims& expected);
+void check_product(const char* op, const Operand& p, const Call& call, const Dims& expected,
+                   bool operand);
 
 }  // namespace matcalc

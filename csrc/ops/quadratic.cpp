@@ -185,7 +185,7 @@ Gradients2 quadratic_products_backward(const Tensor& grad, const Tensor& x_tenso
   bool dx_left = dx.numel != 0, dA_left = dA.numel != 0;
   if (dx_left && p_tensor.has_value() && !batch_reduced(x, 1, batch)) {
     const Operand p(op, "p", *p_tensor);
-    check_product(op, p, call, product_dims(batch, n));
+    check_product(op, p, call, product_dims(batch, n), false);
     scale_product(call, g, p, batch, dx);
     dx_left = false;
   }

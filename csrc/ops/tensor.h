@@ -120,6 +120,14 @@ struct Call {
   Result empty(const Dims& dims) const { return empty(dims.sizes, dims.count); }
   Result empty_like(const Operand& operand) const { return empty(operand.sizes, operand.dim); }
   Result intermediate(const Dims& dims) const;  // of intermediate_dtype()
+
+  // A product that is an operand of matrix products in its turn stays bfloat16: two bfloat16
+  // operands are multiplied twice as fast. It is rounded then, which float16 with its range cannot
+  // afford.
+  bool rounds_products() const { return dtype == Dtype::kBFloat16; }
+  Result product(const Dims& dims, bool operand) const {
+    return operand && rounds_products() ? empty(dims) : intermediate(dims);
+  }
 };
 
 enum class Integers { kRefused, kAccepted };

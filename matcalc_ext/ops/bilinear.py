@@ -304,7 +304,8 @@ def bilinear(y: Tensor, A: Tensor, x: Tensor) -> Tensor:
         (...), a new contiguous tensor. Nothing is conjugated: for complex vectors this is no inner
         product. With an upstream gradient g, backward returns dy = g A x, dA = g y xᵀ and
         dx = g Aᵀ y (the factors conjugated if complex), summed over broadcast dimensions.
-        bfloat16 and float16 are summed in float32 and rounded once.
+        bfloat16 and float16 are summed in float32 and rounded once; bfloat16 products A x or Aᵀ y
+        that items share, as those of all pairs, are rounded too.
 
     Raises:
         RuntimeError: y does not fit the rows of A or x its columns, the batch dimensions do not
