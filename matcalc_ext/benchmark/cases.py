@@ -365,11 +365,13 @@ def batches(full: bool) -> Iterator[Plan]:
         "torch.einsum": ex.BIAFFINE,
     }
     b, s, n = 16, 64, 256
-    for kind, out in ((FORWARD, None), (STEP, (b, s, s))):
-        yield Plan(
-            "biaffine float32, all pairs of two sequences", f"{b} of {s} x {s}, width {n}, {kind}",
-            ((b, s, n), (n, n), (b, s, n)), F32, pairs, ex.BIAFFINE, out,
-        )  # fmt: skip
+    for dtype in (F32, BF16) if full else (F32,):
+        for kind, out in ((FORWARD, None), (STEP, (b, s, s))):
+            yield Plan(
+                f"biaffine {name_of(dtype)}, all pairs of two sequences",
+                f"{b} of {s} x {s}, width {n}, {kind}",
+                ((b, s, n), (n, n), (b, s, n)), dtype, pairs, ex.BIAFFINE, out,
+            )  # fmt: skip
 
 
 NN_BILINEAR: Functions = {
