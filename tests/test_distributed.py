@@ -4,6 +4,7 @@ The processes are started once and run all checks; the tests below read what cam
 """
 
 import itertools
+import os
 import random
 import subprocess
 import sys
@@ -237,6 +238,7 @@ MESHES = ((DEVICES,), (2, DEVICES // 2))
 def _process(rank, store, results):
     """Runs every check on every mesh, and says what failed."""
     torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # whatever the host's name resolves to
     distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=DEVICES
     )
@@ -296,6 +298,7 @@ assert matcalc_ext.bilinear(*args).full_tensor().tolist() == [2, 2, 2]
 def test_whichever_is_imported_first(first, monkeypatch):
     environment = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
     one, two = IMPORTS[first], IMPORTS[1 - first]
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     for name, value in environment.items():
         monkeypatch.setenv(name, str(value))
     without = "import sys; assert 'torch.distributed.tensor' not in sys.modules"
