@@ -63,10 +63,9 @@ def linear_backward(
 
 def _ways(y: Shape, A: Shape, x: Shape) -> tuple[int, int, int, int]:
     """Of p = A x, of a value from p, of q = Aᵀ y and of a value from q."""
-    batch = _ops.bilinear_shape("bilinear", y, A, x)
-    items, (m, n) = prod(batch), A[-2:]
-    p, q = (prod(_ops.product_batch(A, vector, batch)) * 2 * m * n for vector in (x, y))
-    return p, 2 * items * m, q, 2 * items * n
+    p, q, items = _ops.product_items(y, A, x)
+    m, n = A[-2:]
+    return 2 * p * m * n, 2 * items * m, 2 * q * m * n, 2 * items * n
 
 
 @_counts("bilinear")

@@ -5,6 +5,7 @@ tensors on the meta device and the vmap rules, which need the shape of one sampl
 """
 
 import importlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -323,6 +324,13 @@ def product_batch(A: Shape, vector: Shape, batch: Shape) -> list[int]:
     """1 along the dimensions of a form's batch where neither A nor the vector runs."""
     shape = broadcast_batch("", ("A", A, 2), ("vector", vector, 1))
     return [1] * (len(batch) - len(shape)) + shape
+
+
+def product_items(y: Shape, A: Shape, x: Shape) -> tuple[int, int, int]:
+    """How many products A x, how many Aᵀ y and how many values a batch of forms has."""
+    batch = bilinear_shape("bilinear", y, A, x)
+    p, q = (math.prod(product_batch(A, vector, batch)) for vector in (x, y))
+    return p, q, math.prod(batch)
 
 
 def _kept_product(A: Tensor, vector: Tensor, batch: Shape, entries: int) -> Tensor:

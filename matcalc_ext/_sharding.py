@@ -318,6 +318,7 @@ def nn_bilinear_backward(
 
 
 # --------------------------------------------------------------------------------------------
+# Placements
 
 
 class Sharding(NamedTuple):

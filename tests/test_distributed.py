@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 import traceback
 
 import pytest
@@ -263,16 +264,18 @@ def outcomes(tmp_path_factory):
     context = torch.multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
     processes = torch.multiprocessing.spawn(
-        _process, (str(store), results), nprocs=DEVICES, join=False
+        _process, (str(store), results), nprocs=DEVICES, join=False, daemon=True
     )
+    deadline = time.monotonic() + LIMIT
     found = {}
     for _ in range(DEVICES * len(MESHES) * len(CHECKS)):
         while results.empty():
             processes.join(0.1)  # raises if one has died
+            assert time.monotonic() < deadline, f"after {LIMIT} s there is this much: {found}"
         mesh, check, failure = results.get()
         found.setdefault((mesh, check), []).append(failure)
-    while not processes.join(LIMIT):
-        pass
+    while not processes.join(1):
+        assert time.monotonic() < deadline, "all checks are done, and the processes go on"
     return found
 
 

@@ -220,9 +220,7 @@ def _shared_product_to_keep(
     y: Tensor, A: Tensor, x: Tensor, need_y: bool, need_x: bool
 ) -> tuple[bool, bool]:
     try:
-        p_items = torch.broadcast_shapes(A.shape[:-2], x.shape[:-1]).numel()
-        q_items = torch.broadcast_shapes(A.shape[:-2], y.shape[:-1]).numel()
-        items = torch.broadcast_shapes(A.shape[:-2], y.shape[:-1], x.shape[:-1]).numel()
+        p_items, q_items, items = _ops.product_items(y.shape, A.shape, x.shape)
     except RuntimeError:
         return False, False  # an error, which the op will say
     m, n = A.shape[-2:]
