@@ -32,7 +32,7 @@ ISA_FLAGS = {
     "avx2": AVX2,
     "avx512": AVX512,
     "avx512bf16": "-mavx512bf16",
-    "amxbf16": f"{AVX512} -mamx-tile -mamx-bf16",
+    "amxbf16": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16",
 }
 X86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
 

@@ -106,17 +106,19 @@ def test_integers_wrap_as_in_torch(dtype):
 
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.bfloat16), ids=str)
 def test_nan_and_infinity(dtype):
-    """They come out where they do in torch: 0 times infinity is not 0."""
+    """They come out where they do in torch, 0 times infinity being no 0.
+
+    The product is torch's in float64: its own in bfloat16, on AMX, spreads a NaN over rows of an
+    odd length.
+    """
     for special in (float("nan"), float("inf"), -float("inf")):
         for m, k, n in ((3, 4, 5), (33, 65, 34)):
             a, b = draw((m, k), dtype), draw((k, n), dtype)
             a[1, 2] = special
             b[2, 3] = 0
             b[0, 1] = special
-            torch.testing.assert_close(
-                matmul.ours(a, b).isnan(), torch.matmul(a, b).isnan(), rtol=0, atol=0
-            )
-            got, expected = matmul.ours(a, b), torch.matmul(a, b)
+            got, expected = matmul.ours(a, b), torch.matmul(a.double(), b.double()).to(dtype)
+            assert torch.equal(got.isnan(), expected.isnan())
             infinite = expected.isinf()
             assert torch.equal(got.isinf(), infinite)
             assert torch.equal(got[infinite], expected[infinite])

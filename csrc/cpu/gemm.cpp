@@ -2,11 +2,12 @@
 // stay in L2; each panel of mr rows of A (packed, or read where it lies) then meets every panel of
 // B in the register tile.
 //
-//   for columns in groups of blocks      C group: straight in C, or in a float buffer
-//     for depth in blocks of kc          A packed, where it is: once for the group
-//       for columns in blocks of nc      B block packed: kc x nc, a part of L2
-//         for rows in panels of mr       A panel: mr x kc, a third of L1
-//           for columns in panels of nr: tile
+//   for rows as many as are packed at a time
+//     for columns in groups of blocks    C group: straight in C, or in a float buffer
+//       for depth in blocks of kc        A packed, where it is: once for the group
+//         for columns in blocks of nc    B block packed: kc x nc, a part of L2
+//           for rows in panels of mr     A panel: mr x kc, a third of L1
+//             for columns in panels of nr: tile
 //
 // kc is the same for all sizes and depth blocks are added in ascending order, so an element of C
 // is the same sum however the rest of the product is cut up. Low precisions, complex numbers and
@@ -27,17 +28,21 @@ namespace {
 
 using Dim = ContractionDim;
 
-// Rows in hand at a time where A is packed or C is summed in the buffer, and the bytes of C of a
-// group of columns: each packed panel of A serves five blocks of columns, with float32 and float64,
-// and each of B 64 panels of A. Packed once for each block, A^T B lost 10 % more to packing.
+// Where C waits in the buffer for the next block of depth: the rows in hand at a time, and the
+// bytes of C of a group of columns, so that each packed panel of A serves five blocks of columns.
 constexpr int64_t kRows = 512;
 constexpr int64_t kGroupBytes = 11 << 18;  // 2.75 MiB
-// An A that is read in place and does not stay in the caches, in bytes: groups of columns pay for
-// it too (float64 at n = 2048: 217 to 226 Gflop/s), but cost 1 % where it does.
-constexpr int64_t kReadAgain = 16 << 20;
-// Of C, where it is summed in the buffer and B is one block: half of L1.
+// Elsewhere A is packed once for so many columns. (Packed again for each group of 2.75 MiB of C, in
+// parts of 512 rows for which B was packed again, A^T B at n = 2048 took 12 % longer.)
+constexpr int64_t kGroupCols = 8192;
+// An A of more bytes is packed even where it could be read in place: its rows, far apart, come into
+// L1 later than packed panels do (float32 and float64 at n = 2048: 7 to 10 %).
+constexpr int64_t kInPlaceBytes = 2 << 20;
+// A packed B of no more bytes is kept for all rows, if it is in one block of depth.
+constexpr int64_t kKeptBytes = 8 << 20;
+// Of C, where it is summed in the buffer and B is as deep as it gets: half of L1.
 constexpr int64_t kBufferBytes = 16 * 1024;
-// How many times as many columns as others such a block may have.
+// How many times as many columns as others a block may have that is less deep.
 constexpr int64_t kMostWider = 4;
 // Up to so many panels of A, packing B costs more than it saves.
 constexpr int64_t kUnpackedPanels = 3;
@@ -60,8 +65,24 @@ constexpr Dtype native() {
   return sizeof(T) == 8 ? Dtype::kFloat64 : Dtype::kFloat32;
 }
 
+// A packed block of B takes three eighths of L2: with half of it products were 1 to 2 % slower,
+// with a quarter 1 %. One MiB is assumed where the system does not say, or says less.
+int64_t block_bytes() {
+  static const int64_t bytes = [] {
+    int64_t l2 = 1 << 20;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    l2 = std::max<int64_t>(l2, sysconf(_SC_LEVEL2_CACHE_SIZE));
+#endif
+    return l2 / 8 * 3;
+  }();
+  return bytes;
+}
+
 // Steps along k for which several panels of A are packed in turn, where their rows share lines.
 constexpr int64_t kSharedLines = 32;
+
+// Steps along k of a B whose rows are contiguous that are packed for all panels of columns in turn.
+constexpr int64_t kRowsAcross = 64;
 
 // Around the tiles that a thread computes in a row.
 class TileState {
@@ -92,13 +113,15 @@ struct Product<T, P>::Block {
   int64_t j0, cols;                       // a block of them, n0 + j0 ... n0 + j0 + cols
   int64_t k0, depth;
   bool b_in_place;
-  bool b_stays;  // B is one block, which serves all rows
+  bool b_kept;          // each block of B is packed once, for all rows
+  bool stored_early;    // C is summed in the buffer and has but one block of depth
+  int64_t buffer_rows;  // of C, in the buffer at a time
   bool accumulate;
   const P* b;  // packed panels, or B itself
   int64_t ldb;
-  P* packed_b;  // [cols / nr][packed depth][nr]
+  P* packed_b;  // [cols / nr][packed depth][nr], b_kept: of the whole group
   P* packed_a;  // [packed rows / mr][packed depth][mr]
-  T* buffer;    // [rows][ld_buffer], real rows
+  T* buffer;    // [buffer rows][ld_buffer], real rows
   int64_t ld_buffer;
   T* bias;                                    // [max_group], complex: [2][max_group]
   int64_t *k_a, *k_s, *k_b, *k_b2, *k_index;  // [kc]
@@ -142,7 +165,8 @@ Product<T, P>::Product(const Contraction& op, const GemmKernels<T, P>& kernels, 
     // Each panel of A is read once for every panel of B: worth packing when its lines do not stay
     // in L1 together, or when a step along k goes to another line each time.
     const int64_t bytes = m_a_ * size_a_;
-    a_in_place_ = k_a_ == 1 && (bytes % kCollidingStep != 0 || kernels.mr < cache_ways());
+    a_in_place_ = k_a_ == 1 && rows_ * depth_ * size_a_ <= kInPlaceBytes &&
+                  (bytes % kCollidingStep != 0 || kernels.mr < cache_ways());
   }
   b_readable_in_place_ = kReadable && !complex_ && op.dtype_b == native<T>() &&
                          op.fold == Fold::kNone && (n_b_ == 1 || cols_ == 1) && k_b_ != kNoStep;
@@ -197,19 +221,32 @@ typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_
   const int64_t depth = std::min(depth_block(), depth_);
   Block block{};
   block.b_in_place = b_readable_in_place_ && rows <= kUnpackedPanels * panel_rows;
-  // B may be one block, which is less deep than others and has more columns.
-  const int64_t wider = packed_depth(depth_block()) / std::max<int64_t>(packed_depth(depth), 1);
-  block.b_stays = depth == depth_ && all_cols <= kernels_.nc * std::min(wider, kMostWider);
-  block.max_cols = block.b_stays ? all_cols : std::min<int64_t>(kernels_.nc, all_cols);
-  const bool grouped =
-      all_cols > block.max_cols && (!a_in_place_ || rows * depth_ * size_a_ >= kReadAgain);
-  block.max_rows = c_in_place_ && !grouped ? rows : std::min(kRows / panel_rows * panel_rows, rows);
+  const bool one_depth = depth == depth_;
+  block.stored_early = !c_in_place_ && one_depth;
+  // A block that is less deep than others has more columns.
+  const int64_t packed = std::max<int64_t>(packed_depth(depth), 1);
+  const int64_t wider = packed_depth(depth_block()) / packed;
+  const int64_t block_cols = kernels_.block_cols(block_bytes());
+  block.max_cols = std::min(all_cols, block_cols * (one_depth ? std::min(wider, kMostWider) : 1));
+  block.max_rows = rows;
   block.max_group = block.max_cols;
-  if (grouped) {
+  if (!c_in_place_ && !one_depth) {
+    block.max_rows = std::min(kRows / panel_rows * panel_rows, rows);
     const int64_t row_bytes = block.max_rows * real_parts() * static_cast<int64_t>(sizeof(T));
     const int64_t blocks = std::max<int64_t>(1, kGroupBytes / (row_bytes * block.max_cols));
     block.max_group = std::min(blocks * block.max_cols, all_cols);
+  } else if (all_cols > block.max_cols) {
+    if (!a_in_place_) {
+      const int64_t row_bytes = packed * real_parts() * static_cast<int64_t>(sizeof(P));
+      const int64_t most = std::max<int64_t>(kernels_.packed_bytes / row_bytes, panel_rows);
+      block.max_rows = std::min(most / panel_rows * panel_rows, rows);
+    }
+    block.max_group =
+        std::min(std::max(kGroupCols / block.max_cols, int64_t{1}) * block.max_cols, all_cols);
   }
+  block.b_kept = one_depth && block.max_group == all_cols && block.max_rows < rows &&
+                 all_cols * packed * static_cast<int64_t>(sizeof(P)) <= kKeptBytes;
+  const bool again = block.max_group > block.max_cols;  // the same rows of A, for other columns
   // Where the rows of A are neighbours, a line of memory holds those of several panels. From four
   // on (numbers of two bytes) they are packed together, for lines that are a multiple of 4 KiB
   // apart do not stay in the cache; with two it is the slower way.
@@ -217,19 +254,22 @@ typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_
   const int64_t shared = kLine / (panel_rows * size_a_);
   block.sharing = neighbours && shared >= 4 ? shared : 1;
   const int64_t together = block.sharing * panel_rows;
-  block.packed_rows = round_up(grouped ? block.max_rows : panel_rows, together);
-  if (block.b_stays && !c_in_place_) {
+  block.packed_rows = round_up(again ? block.max_rows : panel_rows, together);
+  block.buffer_rows = block.max_rows;
+  if (block.stored_early) {
     const int64_t row_bytes = block.max_cols * real_parts() * static_cast<int64_t>(sizeof(T));
     const int64_t some = std::max<int64_t>(kBufferBytes / row_bytes, 1);
-    block.max_rows = std::min(block.max_rows, round_up(some, together));
+    block.buffer_rows = std::min(round_up(some, panel_rows), rows);
   }
 
   const bool b_packed = !block.b_in_place, any_packed = b_packed || !a_in_place_;
   const int64_t cols = block.max_group;
-  const int64_t size_b = b_packed ? block.max_cols * packed_depth(depth) : 0;
+  const int64_t size_b =
+      b_packed ? (block.b_kept ? cols : block.max_cols) * packed_depth(depth) : 0;
   const int64_t size_m = a_in_place_ ? 0 : block.packed_rows;
   const int64_t size_a = size_m / panel_rows * mr * packed_depth(depth);
-  const int64_t size_buffer = c_in_place_ ? 0 : block.max_rows * real_parts() * cols;
+  const int64_t buffer_cols = block.stored_early ? block.max_cols : cols;
+  const int64_t size_buffer = c_in_place_ ? 0 : block.buffer_rows * real_parts() * buffer_cols;
   const int64_t size_k = any_packed ? depth : 0;
   Scratch& scratch = Scratch::local();
   scratch.reserve(Scratch::size_of<P>(size_b) + Scratch::size_of<P>(size_a) +
@@ -239,7 +279,8 @@ typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_
   block.packed_b = scratch.template take<P>(size_b);
   block.packed_a = scratch.template take<P>(size_a);
   block.buffer = scratch.template take<T>(size_buffer);
-  block.ld_buffer = m_c_ == n1 - n0 ? std::min(cols, n1 - n0) : cols;  // as C's, if that is dense
+  block.ld_buffer =
+      m_c_ == n1 - n0 ? std::min(buffer_cols, n1 - n0) : buffer_cols;  // as C's, if dense
   block.bias = scratch.template take<T>(2 * cols);
   for (int64_t** list : {&block.k_a, &block.k_s, &block.k_b, &block.k_b2, &block.k_index}) {
     *list = any_packed ? scratch.template take<int64_t>(size_k) : nullptr;
@@ -260,22 +301,21 @@ void Product<T, P>::compute_blocks(const Item& item, int64_t m0, int64_t m1, int
   for (int64_t i0 = m0; i0 < m1; i0 += block.max_rows) {
     const int64_t i1 = std::min(m1, i0 + block.max_rows);
     for (int64_t g0 = n0; g0 < n1; g0 += block.max_group) {
-      const bool again = block.b_stays && i0 > m0;  // the same columns and depth of B
-      if (!again) load_cols(block, g0, std::min(g0 + block.max_group, n1));
+      load_cols(block, g0, std::min(g0 + block.max_group, n1));
       block.accumulate = op_.bias != nullptr && c_in_place_;
       if (op_.bias != nullptr) load_bias(item, i0, i1, block);
       int64_t k0 = 0;
       do {  // once for an empty depth: C is then the bias or zero
-        if (!again) load_depth(block, k0, std::min(depth_, k0 + depth_block()));
+        load_depth(block, k0, std::min(depth_, k0 + depth_block()));
         for (block.j0 = 0; block.j0 < block.group; block.j0 += block.max_cols) {
           block.cols = std::min(block.max_cols, block.group - block.j0);
-          if (!again) load_b(block, item);
+          load_b(block, item, i0 == m0);
           compute_panels(block, item, i0, i1);
         }
         block.accumulate = true;
         k0 += depth_block();
       } while (k0 < depth_);
-      if (!c_in_place_) store(item, i0, i1, block);
+      if (!c_in_place_ && !block.stored_early) store(item, i0, i1, 0, block.group, block);
     }
   }
 }
@@ -302,7 +342,9 @@ void Product<T, P>::compute_panels(Block& block, const Item& item, int64_t i0, i
       }
       a = block.packed_a + row / panel_rows * mr * depth;
     }
-    T* c = block.buffer + (i - i0) * real_parts() * block.ld_buffer + block.j0;
+    const int64_t in_buffer = (i - i0) % block.buffer_rows;
+    T* c = block.buffer + in_buffer * real_parts() * block.ld_buffer +
+           (block.stored_early ? 0 : block.j0);
     int64_t ldc = block.ld_buffer;
     if (c_in_place_) {
       c = reinterpret_cast<T*>(item.c) + i * m_c_ + (block.n0 + block.j0) * n_c_;
@@ -311,6 +353,9 @@ void Product<T, P>::compute_panels(Block& block, const Item& item, int64_t i0, i
     for (int64_t j = 0; j < block.cols; j += nr) {
       kernels_.tile(rows * real_parts(), std::min(nr, block.cols - j), depth, a, a_row, a_col,
                     block.b + j / nr * step_b, block.ldb, c + j, ldc, block.accumulate);
+    }
+    if (block.stored_early && (in_buffer + panel_rows >= block.buffer_rows || i + rows == i1)) {
+      store(item, i - in_buffer, i + rows, block.j0, block.cols, block);
     }
   }
 }
@@ -347,17 +392,19 @@ void Product<T, P>::load_depth(Block& block, int64_t k0, int64_t k1) const {
 
 // B's block of columns and depth: packed, or where it lies.
 template <class T, class P>
-void Product<T, P>::load_b(Block& block, const Item& item) const {
+void Product<T, P>::load_b(Block& block, const Item& item, bool first_rows) const {
   if (block.b_in_place) {
     block.b = reinterpret_cast<const P*>(item.b) + (block.n0 + block.j0) * n_b_ + block.k0 * k_b_;
     block.ldb = k_b_;
   } else if (block.depth > 0) {
-    pack_b(block, item);
+    block.b = block.packed_b + (block.b_kept ? block.j0 * packed_depth(block.depth) : 0);
+    block.ldb = kernels_.nr;
+    if (first_rows || !block.b_kept) pack_b(block, item, const_cast<P*>(block.b));
   }
 }
 
 template <class T, class P>
-void Product<T, P>::pack_b(Block& block, const Item& item) const {
+void Product<T, P>::pack_b(const Block& block, const Item& item, P* packed) const {
   const int64_t nr = kernels_.nr;
   PackSource source{};
   source.src = item.b;
@@ -369,20 +416,28 @@ void Product<T, P>::pack_b(Block& block, const Item& item) const {
   source.k_step2 = uniform_step(op_.k, &Dim::b2, kNoStep);
   source.k_index = block.k_index;
   source.factor = 1;
-  for (int64_t j = 0; j < block.cols; j += nr) {
-    const int64_t width = std::min(nr, block.cols - j);
-    source.w_offset = block.n_b + block.j0 + j;
-    source.w_offset2 = block.n_b2 + block.j0 + j;
-    source.w_index = block.n_index + block.j0 + j;
-    P* panel = block.packed_b + j * packed_depth(block.depth);
-    if (complex_) {
-      kernels_.pack_complex_cols(panel, nr, width, block.depth, source);
-    } else {
-      pack_runs(kernels_.pack_cols, block, op_.dtype_b, &Dim::b, panel, nr, width, source);
+  // A row of B in memory is a few lines to each panel: so many rows at a time are packed across all
+  // panels, before the processor loses sight of their pages.
+  const bool by_rows = n_b_ == 1 && k_b_ != kNoStep && op_.fold == Fold::kNone && !complex_;
+  const int64_t chunk = by_rows ? kRowsAcross : block.depth;
+  for (int64_t k = 0; k < block.depth; k += chunk) {
+    const int64_t depth = std::min(chunk, block.depth - k);
+    source.k_offset = block.k_b + k;
+    for (int64_t j = 0; j < block.cols; j += nr) {
+      const int64_t width = std::min(nr, block.cols - j);
+      source.w_offset = block.n_b + block.j0 + j;
+      source.w_offset2 = block.n_b2 + block.j0 + j;
+      source.w_index = block.n_index + block.j0 + j;
+      P* panel = packed + j * packed_depth(block.depth) + packed_depth(k) * nr;
+      if (complex_) {
+        kernels_.pack_complex_cols(panel, nr, width, depth, source);
+      } else if (by_rows) {
+        kernels_.pack_cols(op_.dtype_b, panel, nr, width, depth, source);
+      } else {
+        pack_runs(kernels_.pack_cols, block, op_.dtype_b, &Dim::b, panel, nr, width, source);
+      }
     }
   }
-  block.b = block.packed_b;
-  block.ldb = nr;
 }
 
 // Rows i ... i + rows of A, a panel after the other.
@@ -508,11 +563,12 @@ void Product<T, P>::load_bias(const Item& item, int64_t m0, int64_t m1, const Bl
   }
 }
 
-// Rounds the buffer into C.
+// Rounds what is in the buffer into C: these rows, and columns j0 ... j0 + cols of the group.
 template <class T, class P>
-void Product<T, P>::store(const Item& item, int64_t m0, int64_t m1, const Block& block) const {
-  const int64_t cols = block.group, ld = block.ld_buffer, parts = real_parts();
-  if (op_.bias != nullptr) add_bias(m0, m1, block);
+void Product<T, P>::store(const Item& item, int64_t m0, int64_t m1, int64_t j0, int64_t cols,
+                          const Block& block) const {
+  const int64_t n0 = block.n0 + j0, ld = block.ld_buffer, parts = real_parts();
+  if (op_.bias != nullptr) add_bias(m0, m1, j0, cols, block);
   if (!complex_ && n_c_ == 1 && m_c_ == cols &&
       ld == cols) {  // one run, however short the rows are
     kernels_.store(op_.dtype_c, (m1 - m0) * cols, block.buffer, item.c + m0 * cols * size_c_, 1);
@@ -520,15 +576,15 @@ void Product<T, P>::store(const Item& item, int64_t m0, int64_t m1, const Block&
   }
   // By runs of columns that lie one step apart.
   const bool runs = n_c_ == kNoStep;
-  if (runs) offsets_of(op_.n, &Dim::c, block.n0, block.n0 + cols, block.n_c);
+  if (runs) offsets_of(op_.n, &Dim::c, n0, n0 + cols, block.n_c);
   const int64_t run = runs ? op_.n[op_.n.count - 1].size : cols;
-  const int64_t step = runs ? op_.n[op_.n.count - 1].c : n_c_, begun = block.n0 % run;
+  const int64_t step = runs ? op_.n[op_.n.count - 1].c : n_c_, begun = n0 % run;
   for (int64_t i = m0; i < m1; ++i) {
     const T* row = block.buffer + parts * (i - m0) * ld;
     char* c = item.c + offset_of(op_.m, &Dim::c, i) * size_c_;
     for (int64_t j = 0, count; j < cols; j += count) {
       count = std::min(cols - j, runs && j == 0 ? run - begun : run);
-      char* to = c + (runs ? block.n_c[j] : block.n0 * n_c_) * size_c_;
+      char* to = c + (runs ? block.n_c[j] : n0 * n_c_) * size_c_;
       if (complex_) {
         kernels_.store_complex(count, row + j, row + ld + j, to, step);
       } else {
@@ -540,7 +596,8 @@ void Product<T, P>::store(const Item& item, int64_t m0, int64_t m1, const Block&
 
 // Adds the bias to the sums in the buffer.
 template <class T, class P>
-void Product<T, P>::add_bias(int64_t m0, int64_t m1, const Block& block) const {
+void Product<T, P>::add_bias(int64_t m0, int64_t m1, int64_t j0, int64_t cols,
+                             const Block& block) const {
   const int64_t parts = real_parts();
   for (int64_t i = m0; i < m1; ++i) {
     T* row = block.buffer + parts * (i - m0) * block.ld_buffer;
@@ -553,11 +610,11 @@ void Product<T, P>::add_bias(int64_t m0, int64_t m1, const Block& block) const {
       bias_of_row(i, value);
     }
     for (int64_t part = 0; part < parts; ++part, row += block.ld_buffer) {
-      const T* bias = block.bias + part * block.max_group;
+      const T* bias = block.bias + part * block.max_group + j0;
       if (bias_on_rows_) {
-        for (int64_t j = 0; j < block.group; ++j) row[j] += value[part];
+        for (int64_t j = 0; j < cols; ++j) row[j] += value[part];
       } else {
-        for (int64_t j = 0; j < block.group; ++j) row[j] += bias[j];
+        for (int64_t j = 0; j < cols; ++j) row[j] += bias[j];
       }
     }
   }

@@ -46,8 +46,8 @@ class Product {
   void compute_panels(Block& block, const Item& item, int64_t i0, int64_t i1) const;
   void load_cols(Block& block, int64_t n0, int64_t n1) const;
   void load_depth(Block& block, int64_t k0, int64_t k1) const;
-  void load_b(Block& block, const Item& item) const;
-  void pack_b(Block& block, const Item& item) const;
+  void load_b(Block& block, const Item& item, bool first_rows) const;
+  void pack_b(const Block& block, const Item& item, P* packed) const;
   void pack_a(Block& block, const Item& item, int64_t i, int64_t rows) const;
   void pack_panels(const Block& block, const Item& item, int64_t rows, PackSource source,
                    P* packed) const;
@@ -55,8 +55,9 @@ class Product {
                  int64_t ContractionDim::* stride, P* dst, int64_t panel, int64_t width,
                  PackSource source) const;
   void load_bias(const Item& item, int64_t m0, int64_t m1, const Block& block) const;
-  void add_bias(int64_t m0, int64_t m1, const Block& block) const;
-  void store(const Item& item, int64_t m0, int64_t m1, const Block& block) const;
+  void store(const Item& item, int64_t m0, int64_t m1, int64_t j0, int64_t cols,
+             const Block& block) const;
+  void add_bias(int64_t m0, int64_t m1, int64_t j0, int64_t cols, const Block& block) const;
   const T* bias_of_row(int64_t row, T* value) const;
 
   static constexpr int64_t kPair = std::is_same_v<P, T> ? 1 : 2;

@@ -4,7 +4,7 @@
 // A pair of tile rows and of tile columns is in hand: four tiles of C over the whole depth, and at
 // each step two of A and two of B, so that four products meet four loads. A tile of B has a row for
 // each pair along the depth, as B's panel has. A tile of A has a row for each row of A; A's panel
-// is packed by rows, [mr][packed depth], for it.
+// is packed for it, tile after tile.
 #if defined(__x86_64__)
 
 #include <cstddef>
@@ -45,7 +45,7 @@ void multiply_tiles(int64_t depth, const BfPair* a, const BfPair* b, int64_t ldb
     if constexpr (kTwoRows && kTwoCols) _tile_zero(3);
   }
   for (int64_t p = 0; p < depth; p += kSide) {
-    _tile_loadd(4, a + p, depth * kBytes);
+    _tile_loadd(4, a + p * kPanel, kSide * kBytes);
     _tile_loadd(6, b + p * ldb, ldb * kBytes);
     _tile_dpbf16ps(0, 4, 6);
     if constexpr (kTwoCols) {
@@ -53,7 +53,7 @@ void multiply_tiles(int64_t depth, const BfPair* a, const BfPair* b, int64_t ldb
       _tile_dpbf16ps(1, 4, 7);
     }
     if constexpr (kTwoRows) {
-      _tile_loadd(5, a + kSide * depth + p, depth * kBytes);
+      _tile_loadd(5, a + p * kPanel + kSide * kSide, kSide * kBytes);
       _tile_dpbf16ps(2, 5, 6);
     }
     if constexpr (kTwoRows && kTwoCols) _tile_dpbf16ps(3, 5, 7);
@@ -104,71 +104,67 @@ void pack_cols(Dtype, BfPair* dst, int64_t, int64_t width, int64_t depth,
   std::memset(dst + pairs * kPanel, 0, (whole_steps(depth) - pairs) * kPanel * sizeof *dst);
 }
 
-// dst[w * packed depth + p] holds the terms 2 p and 2 p + 1 of row w.
+// dst[(s * kPanel + w) * kSide + i] holds the terms 2 p and 2 p + 1 of row w, for p = s * kSide +
+// i: the tiles one after the other, each of them a run of memory.
 void pack_rows(Dtype, BfPair* dst, int64_t, int64_t width, int64_t depth,
                const PackSource& source) {
   const Bf16* src = static_cast<const Bf16*>(source.src) + source.k_offset[0];
   const int64_t step = source.k_step;
-  const int64_t ld = whole_steps(depth);
-  if (step != 1 && depth > 1 && contiguous_across(source, width)) {
-    // Pairs of 16 rows at a time, transposed in registers.
-    const Bf16* first = src + source.w_offset[0];
-    for (int64_t w0 = 0; w0 < kPanel; w0 += kSide) {
-      const int64_t count = width - w0 < kSide ? width - w0 : kSide;
-      for (int64_t p0 = 0; p0 < ld; p0 += kSide) {
+  const int64_t pairs = whole_steps(depth);
+  const bool across = step != 1 && depth > 1 && contiguous_across(source, width);
+  for (int64_t p0 = 0; p0 < pairs; p0 += kSide) {
+    BfPair* const tiles = dst + p0 * kPanel;
+    const int64_t terms = depth - 2 * p0 < 2 * kSide ? depth - 2 * p0 : 2 * kSide;
+    if (across) {  // pairs of 16 rows at a time, transposed in registers
+      for (int64_t w0 = 0; w0 < kPanel; w0 += kSide) {
+        const int64_t count = width - w0 < kSide ? width - w0 : kSide;
+        const Bf16* first = src + source.w_offset[0] + w0 + 2 * p0 * step;
         Vec<float> v[kSide];
-        for (int i = 0; i < kSide; ++i) {
-          const int64_t k = 2 * (p0 + i);
+        for (int64_t i = 0; i < kSide; ++i) {
           v[i] = Vec<float>::zero();
-          if (k >= depth || count <= 0) continue;
-          const Bf16* low = first + w0 + k * step;
-          const Bf16* high = k + 1 < depth ? low + step : nullptr;
-          v[i] = {_mm512_castsi512_ps(load_pairs(low, high, count))};
+          if (2 * i >= terms || count <= 0) continue;
+          const Bf16* low = first + 2 * i * step;
+          v[i] = {_mm512_castsi512_ps(
+              load_pairs(low, 2 * i + 1 < terms ? low + step : nullptr, count))};
         }
         transpose<kSide>(v);
-        for (int i = 0; i < kSide; ++i) {
-          v[i].store(reinterpret_cast<float*>(dst + (w0 + i) * ld + p0));
+        for (int64_t i = 0; i < kSide; ++i) {
+          v[i].store(reinterpret_cast<float*>(tiles + (w0 + i) * kSide));
         }
       }
-    }
-    return;
-  }
-  for (int64_t w = 0; w < kPanel; ++w) {
-    BfPair* const target = dst + w * ld;
-    if (w >= width) {
-      std::memset(target, 0, ld * sizeof *target);
       continue;
     }
-    const Bf16* row = src + source.w_offset[w];
-    if (step == 1 || depth == 1) {
-      std::memcpy(target, row, depth * sizeof *row);
-      std::memset(reinterpret_cast<Bf16*>(target) + depth, 0, (2 * ld - depth) * sizeof *row);
-    } else {
-      for (int64_t p = 0; p < ld; ++p) {
-        const Bf16 low = 2 * p < depth ? row[2 * p * step] : Bf16{0};
-        const Bf16 high = 2 * p + 1 < depth ? row[(2 * p + 1) * step] : Bf16{0};
-        target[p].bits = pair_of(low, high);
+    for (int64_t w = 0; w < kPanel; ++w) {
+      Bf16* const row = reinterpret_cast<Bf16*>(tiles + w * kSide);
+      const Bf16* from = src + (w < width ? source.w_offset[w] : 0) + 2 * p0 * step;
+      if (w < width && terms == 2 * kSide && step == 1) {
+        std::memcpy(row, from, 2 * kSide * sizeof *row);
+        continue;
       }
+      std::memset(row, 0, 2 * kSide * sizeof *row);
+      for (int64_t k = 0; w < width && k < terms; ++k) row[k] = from[k * step];
     }
   }
 }
 
-// A's panel (kPanel x kKcPairs pairs) is 32 KiB, two thirds of the L1 of the processors that have
-// AMX; a block of B takes half of their 2 MiB of L2. Derived, not measured.
-constexpr int kKcPairs = 256;
-constexpr int kBlockCols = 1024;
-static_assert(kKcPairs % kSide == 0 && kBlockCols % kPanel == 0);
+// Tiles are loaded from L2 as fast as they are multiplied, so that a panel need not fit L1. What
+// counts is L3: with 2048 terms C hardly ever waits in memory for the rest of its sums, and what is
+// packed of A takes half of a 2 MiB L2, beside the block of B. A sum does not depend on kKcPairs:
+// the terms come in the same order, and float32 keeps what a tile holds.
+constexpr int kKcPairs = 1024;
+constexpr int kPackedBytes = 1 << 20;
+static_assert(kKcPairs % kSide == 0);
 
 constexpr GemmKernels<float, BfPair> kTiles = {.mr = kPanel,
                                                .nr = kPanel,
                                                .kc = kKcPairs,
-                                               .nc = kBlockCols,
                                                .depth_step = kSide,
+                                               .packed_bytes = kPackedBytes,
                                                .tile = tile_of,
                                                .pack_rows = pack_rows,
                                                .pack_cols = pack_cols,
                                                .load = load<float>,
-                                               .store = store<float>,
+                                               .store = store_sums,
                                                .begin = begin_tiles,
                                                .end = end_tiles};
 

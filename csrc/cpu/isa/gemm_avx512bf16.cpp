@@ -83,12 +83,11 @@ constexpr GemmKernels<float, BfPair> make_pair_kernels() {
   return {.mr = like.mr,
           .nr = like.nr,
           .kc = like.kc,
-          .nc = like.nc,
           .tile = tile<float, BfPair>,
           .pack_rows = pack_pairs,
           .pack_cols = pack_pairs,
           .load = like.load,
-          .store = like.store};
+          .store = store_sums};
 }
 
 constexpr GemmKernels<float, BfPair> kPairs = make_pair_kernels();

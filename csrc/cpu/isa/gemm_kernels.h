@@ -62,8 +62,16 @@ struct GemmKernels {
   int mr;  // rows of the register tile
   int nr;  // columns of the register tile
   int kc;  // packed depth of a block: the same for every size, and so is the order of the sums
-  int nc;  // columns of a packed block of B
   int depth_step = 1;  // what the packed depth is rounded up to, with zeros
+  // Of A, packed at a time for several blocks of columns: rows enough that packing B for them again
+  // costs little (2 % of a product for 2048 rows in float32).
+  int packed_bytes = 3 << 20;
+
+  // Columns of a packed block of B that takes so many bytes.
+  int64_t block_cols(int64_t bytes) const {
+    const int64_t panel_bytes = int64_t{kc} * nr * static_cast<int64_t>(sizeof(P));
+    return (bytes < panel_bytes ? 1 : bytes / panel_bytes) * nr;
+  }
 
   // c[i, j] (+)= sum_p a[i, p] b[p, j] for i < rows <= mr, j < cols <= nr.
   void (*tile)(int64_t rows, int64_t cols, int64_t depth, const P* a, int64_t a_row,
