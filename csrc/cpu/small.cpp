@@ -123,9 +123,8 @@ void run(const Contraction& op) {
           // Along the innermost dimension of the batch.
           run.count = std::min(last - first, inner.size - first % inner.size);
           if (far_apart) {
-            run.count = std::min(run.count, Ahead::kItems);
-            const int64_t end = std::min(last, first + 2 * Ahead::kItems);
-            for (int64_t i = first + Ahead::kItems; i < end; ++i) {
+            run.count = 1;  // more at a time ask for more lines at once than can be on their way
+            if (const int64_t i = first + Ahead::kItems; i < last) {
               ahead.fetch_item(at(op.a, &Dim::a, i), at(op.b, &Dim::b, i), at(op.c, &Dim::c, i));
             }
           }

@@ -59,9 +59,9 @@ struct BfPair {
 // T: the accumulator; P: an element of the packed operands.
 template <class T, class P = T>
 struct GemmKernels {
-  int mr;  // rows of the register tile
-  int nr;  // columns of the register tile
-  int kc;  // packed depth of a block: the same for every size, and so is the order of the sums
+  int mr;              // rows of the register tile
+  int nr;              // columns of the register tile
+  int kc;              // packed depth of a block
   int depth_step = 1;  // what the packed depth is rounded up to, with zeros
   // Of A, packed at a time for several blocks of columns: rows enough that packing B for them again
   // costs little (2 % of a product for 2048 rows in float32).
