@@ -18,11 +18,8 @@
 #include <algorithm>
 
 #include "../offsets.h"
+#include "caches.h"
 #include "scratch.h"
-
-#if defined(__linux__)
-#include <unistd.h>
-#endif
 
 namespace matcalc::cpu {
 namespace {
@@ -47,46 +44,20 @@ constexpr int64_t kBufferBytes = 16 * 1024;
 constexpr int64_t kMostWider = 4;
 // Up to so many panels of A, packing B costs more than it saves.
 constexpr int64_t kUnpackedPanels = 3;
-// Row steps that are multiples of so many bytes map the rows of a panel to few cache sets.
+// Row steps that are multiples of so many bytes map the rows of a panel to few sets of L1. Where a
+// set holds more lines than a panel has rows, with room for B, such rows are as good as others, and
+// reading them in place saves the time of packing them: with 12 ways 5 to 9 % of a product,
+// 1024 x 1024.
 constexpr int64_t kCollidingStep = 1024;
-// The bytes of L1; 32 KiB where the system does not say.
-int64_t l1_bytes() {
-#if defined(_SC_LEVEL1_DCACHE_SIZE)
-  static const long bytes = sysconf(_SC_LEVEL1_DCACHE_SIZE);
-  return bytes > 0 ? bytes : 32 << 10;
-#else
-  return 32 << 10;
-#endif
-}
-// How many lines a set of L1 holds. Where that is more than a panel has rows, with room for B, rows
-// that collide are as good as others, and reading them in place saves the time of packing them:
-// with 12 ways 5 to 9 % of a product, 1024 x 1024. Eight are assumed where the system does not say.
-int64_t cache_ways() {
-#if defined(_SC_LEVEL1_DCACHE_ASSOC)
-  static const long ways = sysconf(_SC_LEVEL1_DCACHE_ASSOC);
-  return ways > 0 ? ways : 8;
-#else
-  return 8;
-#endif
-}
 
 template <class T>
 constexpr Dtype native() {
   return sizeof(T) == 8 ? Dtype::kFloat64 : Dtype::kFloat32;
 }
 
-// A packed block of B takes three eighths of L2: with half of it products were 1 to 2 % slower,
-// with a quarter 1 %. One MiB is assumed where the system does not say, or says less.
-int64_t block_bytes() {
-  static const int64_t bytes = [] {
-    int64_t l2 = 1 << 20;
-#if defined(_SC_LEVEL2_CACHE_SIZE)
-    l2 = std::max<int64_t>(l2, sysconf(_SC_LEVEL2_CACHE_SIZE));
-#endif
-    return l2 / 8 * 3;
-  }();
-  return bytes;
-}
+// A packed block of B takes three eighths of L2 (with half of it products were 1 to 2 % slower,
+// with a quarter 1 %), or of one MiB where that is more.
+int64_t block_bytes() { return std::max<int64_t>(caches().l2_bytes, 1 << 20) / 8 * 3; }
 
 // Steps along k for which several panels of A are packed in turn, where their rows share lines.
 constexpr int64_t kSharedLines = 32;
@@ -176,7 +147,7 @@ Product<T, P>::Product(const Contraction& op, const GemmKernels<T, P>& kernels, 
     // in L1 together, or when a step along k goes to another line each time.
     const int64_t bytes = m_a_ * size_a_;
     a_in_place_ = k_a_ == 1 && rows_ * depth_ * size_a_ <= kInPlaceBytes &&
-                  (bytes % kCollidingStep != 0 || kernels.mr < cache_ways());
+                  (bytes % kCollidingStep != 0 || kernels.mr < caches().l1_ways);
   }
   b_readable_in_place_ = kReadable && !complex_ && op.dtype_b == native<T>() &&
                          op.fold == Fold::kNone && (n_b_ == 1 || cols_ == 1) && k_b_ != kNoStep;
@@ -238,7 +209,8 @@ typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_
   Block block{};
   // A B that stays in L1 as it lies, with room for A and C, is not packed for any number of rows (a
   // batch of 64 x 64 gains 20 %).
-  const bool b_in_l1 = k_b_ >= 0 && ((depth_ - 1) * k_b_ + n1 - n0) * size_b_ * 3 / 2 <= l1_bytes();
+  const bool b_in_l1 =
+      k_b_ >= 0 && ((depth_ - 1) * k_b_ + n1 - n0) * size_b_ * 3 / 2 <= caches().l1_bytes;
   block.b_in_place = b_readable_in_place_ && (rows <= kUnpackedPanels * panel_rows || b_in_l1);
   const bool one_depth = depth == depth_;
   block.stored_early = !c_in_place_ && one_depth;
@@ -415,9 +387,10 @@ void Product<T, P>::load_b(Block& block, const Item& item, bool first_rows) cons
     block.b = reinterpret_cast<const P*>(item.b) + (block.n0 + block.j0) * n_b_ + block.k0 * k_b_;
     block.ldb = k_b_;
   } else if (block.depth > 0) {
-    block.b = block.packed_b + (block.b_kept ? block.j0 * packed_depth(block.depth) : 0);
+    P* const packed = block.packed_b + (block.b_kept ? block.j0 * packed_depth(block.depth) : 0);
+    if (first_rows || !block.b_kept) pack_b(block, item, packed);
+    block.b = packed;
     block.ldb = kernels_.nr;
-    if (first_rows || !block.b_kept) pack_b(block, item, const_cast<P*>(block.b));
   }
 }
 
@@ -449,10 +422,8 @@ void Product<T, P>::pack_b(const Block& block, const Item& item, P* packed) cons
       P* panel = packed + j * packed_depth(block.depth) + packed_depth(k) * nr;
       if (complex_) {
         kernels_.pack_complex_cols(panel, nr, width, depth, source);
-      } else if (by_rows) {
-        kernels_.pack_cols(op_.dtype_b, panel, nr, width, depth, source);
       } else {
-        pack_runs(kernels_.pack_cols, block, op_.dtype_b, &Dim::b, panel, nr, width, source);
+        pack_runs(kernels_.pack_cols, block, op_.dtype_b, &Dim::b, panel, nr, width, depth, source);
       }
     }
   }
@@ -495,7 +466,8 @@ void Product<T, P>::pack_panels(const Block& block, const Item& item, int64_t ro
                                 PackSource source, P* packed) const {
   const int64_t mr = kernels_.mr, panel_rows = tile_rows();
   if (rows <= panel_rows && !complex_) {
-    pack_runs(kernels_.pack_rows, block, op_.dtype_a, &Dim::a, packed, mr, rows, source);
+    pack_runs(kernels_.pack_rows, block, op_.dtype_a, &Dim::a, packed, mr, rows, block.depth,
+              source);
     return;
   }
   const int64_t* w_offset = source.w_offset;
@@ -526,21 +498,21 @@ void Product<T, P>::pack_panels(const Block& block, const Item& item, int64_t ro
   }
 }
 
-// Packs one panel. Where several dimensions make up the depth, the steps along the innermost one
-// are still fixed: its runs are packed one after the other.
+// Packs one panel, or `depth` steps of it. Where several dimensions make up the depth, the steps
+// along the innermost one are still fixed: its runs are packed one after the other.
 template <class T, class P>
 void Product<T, P>::pack_runs(typename GemmKernels<T, P>::Pack pack, const Block& block,
                               Dtype dtype, int64_t Dim::* stride, P* dst, int64_t panel,
-                              int64_t width, PackSource source) const {
+                              int64_t width, int64_t depth, PackSource source) const {
   if (source.k_step != kNoStep || op_.k.count < 2 || source.fold != Fold::kNone) {
-    pack(dtype, dst, panel, width, block.depth, source);
+    pack(dtype, dst, panel, width, depth, source);
     return;
   }
   const Dim& inner = op_.k[op_.k.count - 1];
   const int64_t* k_offset = source.k_offset;
   const int64_t* scale_k_offset = source.scale_k_offset;
-  for (int64_t k = 0; k < block.depth;) {
-    const int64_t run = std::min(block.depth - k, inner.size - (block.k0 + k) % inner.size);
+  for (int64_t k = 0; k < depth;) {
+    const int64_t run = std::min(depth - k, inner.size - (block.k0 + k) % inner.size);
     source.k_offset = k_offset + k;
     source.k_step = inner.*stride;
     if (source.scale != nullptr) {

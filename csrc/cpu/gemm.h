@@ -54,7 +54,7 @@ class Product {
                    P* packed) const;
   void pack_runs(typename GemmKernels<T, P>::Pack pack, const Block& block, Dtype dtype,
                  int64_t ContractionDim::* stride, P* dst, int64_t panel, int64_t width,
-                 PackSource source) const;
+                 int64_t depth, PackSource source) const;
   void load_bias(const Item& item, int64_t m0, int64_t m1, const Block& block) const;
   void store(const Item& item, int64_t m0, int64_t m1, int64_t j0, int64_t cols,
              const Block& block) const;
