@@ -143,6 +143,10 @@ namespace cpu {
 // Integer dtypes take a plain loop that wraps as torch does; Forms take no integers.
 void contract(const Contraction& op);
 void form(const Form& op);
+// Whether tiles make the products of this dtype, also those with a generated operand S whose runs
+// along the depth are multiples of kTileRun. Making that operand is the lesser part of them.
+bool tiles(Dtype dtype);
+constexpr int64_t kTileRun = 32;
 // Called with a fresh result before its first touch.
 void prepare_result(void* data, int64_t bytes);
 

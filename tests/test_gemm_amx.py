@@ -71,7 +71,7 @@ def check(a, b, bias=None, dtype=np.float32, cut=None):
     rows, cols = cut or ((0, m), (0, n))
     for m0, m1 in pairwise(rows):
         for n0, n1 in pairwise(cols):
-            amx().multiply(a, b, c, bias, m0, m1, n0, n1)
+            amx().multiply(a, b, c, bias, m0, m1, n0, n1, None)
     assert not amx().configured()  # released
     expected = values_of(a) @ values_of(b)
     bound = np.abs(values_of(a)) @ np.abs(values_of(b)) * (k + 2) * 2.0**-24
@@ -109,11 +109,65 @@ def test_every_layout(layout_a, layout_b):
 @pytest.mark.parametrize("dtype", (np.float32, np.uint16))
 @pytest.mark.parametrize("with_bias", (False, True))
 def test_several_blocks_of_depth_and_columns(dtype, with_bias):
-    """The packed blocks hold 512 of the depth and 1024 columns; the buffer 512 rows."""
+    """A block holds 2048 of the depth, or up to a third more; the buffer 512 rows."""
     rng = np.random.default_rng(11)
-    for m, k, n in ((20, 1100, 40), (18, 70, 1060), (530, 20, 33), (17, 513, 1025)):
+    for m, k, n in ((20, 2740, 40), (40, 4128, 33), (18, 70, 1060), (530, 2740, 3)):
         bias = bits_of(rng.standard_normal(n)) if with_bias else None
         check(matrix(rng, m, k, "plain"), matrix(rng, k, n, "transposed"), bias, dtype)
+
+
+@pytest.mark.parametrize("wider", (0, 6))
+@pytest.mark.parametrize("k", (32, 640, 2752))
+def test_rows_in_place(k, wider):
+    """Whole steps of the depth are read where they lie, but for the rest of the rows."""
+    rng = np.random.default_rng(k)
+    for m, n in ((32, 16), (70, 33)):
+        held = np.full((m, k + wider), 0x7FC0, np.uint16)
+        held[:, :k] = bits_of(rng.standard_normal((m, k)))
+        check(held[:, :k], matrix(rng, k, n, "plain"), dtype=np.uint16)
+
+
+def test_rows_that_overlap():
+    rng = np.random.default_rng(37)
+    windows = np.lib.stride_tricks.sliding_window_view(bits_of(rng.standard_normal(200)), 64)
+    for step in (1, 2, 4):
+        check(windows[::step][:40], matrix(rng, 64, 33, "plain"))
+
+
+def check_generated(a, s, b, m_dims):
+    """(A * S) B, with A and S of m's and k's dimensions, B of k's and n."""
+    m, k, n = a.shape[:m_dims], b.shape[:-1], b.shape[-1]
+    c = np.zeros((*m, n), np.float32)
+    amx().multiply(a, b, c, None, 0, int(np.prod(m)), 0, n, s)
+    products = values_of(bits_of(values_of(a) * values_of(s))).reshape(-1, int(np.prod(k)))
+    factors = values_of(b).reshape(-1, n)
+    bound = np.abs(products) @ np.abs(factors) * (len(factors) + 2) * 2.0**-24
+    assert np.all(np.abs(c.reshape(-1, n) - products @ factors) <= bound)
+
+
+@pytest.mark.parametrize("batch", (1, 5, 32, 45))
+@pytest.mark.parametrize(("outer", "inner"), ((1, 32), (3, 64), (70, 32), (7, 96)))
+def test_a_generated_operand_with_one_factor_for_a_run(batch, outer, inner):
+    """x1[b, i] x2[b, j] along the depth (i, j), of any number of blocks."""
+    rng = np.random.default_rng(29)
+    x1, x2 = matrix(rng, batch, outer, "strided"), matrix(rng, batch, inner, "plain")
+    shape = (batch, outer, inner)
+    a = np.broadcast_to(x2[:, None, :], shape)
+    s = np.broadcast_to(x1[:, :, None], shape)
+    w = bits_of(rng.standard_normal((40, outer, inner)))
+    check_generated(a, s, np.moveaxis(w, 0, -1), 1)
+
+
+@pytest.mark.parametrize("batch", (1, 31, 64, 75))
+@pytest.mark.parametrize(("outer", "inner"), ((1, 16), (3, 48), (5, 32)))
+def test_a_generated_operand_with_one_factor_for_neighbours(batch, outer, inner):
+    """g[b, o] x1[b, i] in the rows (o, i), along the depth b."""
+    rng = np.random.default_rng(31)
+    g, x1 = matrix(rng, batch, outer, "strided"), matrix(rng, batch, inner, "plain")
+    shape = (outer, inner, batch)
+    a = np.broadcast_to(x1.T[None], shape)
+    s = np.broadcast_to(g.T[:, None], shape)
+    check_generated(a, s, matrix(rng, batch, 40, "plain"), 2)
 
 
 def test_an_empty_sum_is_the_bias():
@@ -145,7 +199,7 @@ def test_not_a_number_and_infinity_stay_where_they_are():
     a, b = bits_of(rng.standard_normal((20, 40))), bits_of(rng.standard_normal((40, 20)))
     a[3, 5], b[7, 11] = 0x7FC0, 0x7F80  # NaN, infinity
     c = np.zeros((20, 20), np.float32)
-    amx().multiply(a, b, c, None, 0, 20, 0, 20)
+    amx().multiply(a, b, c, None, 0, 20, 0, 20, None)
     assert np.array_equal(np.isnan(c), np.arange(20)[:, None] * np.ones(20) == 3)
     assert np.array_equal(np.isinf(c[:, 11]), np.arange(20) != 3)
     assert np.all(np.isfinite(np.delete(np.delete(c, 3, 0), 11, 1)))

@@ -143,11 +143,22 @@ bool takes_pairs(const Contraction& op) {
          op.fold == Fold::kNone && op.scale == 1 && even_runs;
 }
 
-// Tiles take operands as they are stored, of one step along the depth. The other products go in
-// float32 where there are tiles: those processors take 1.4 times as long for products of pairs.
-bool takes_tiles(const Contraction& op) {
-  return op.s == nullptr && uniform_step(op.k, &ContractionDim::a, kNoStep) != kNoStep &&
-         uniform_step(op.k, &ContractionDim::b, kNoStep) != kNoStep;
+// Whether tiles make a product of pairs. The others go in float32 where there are tiles: those
+// processors take 1.4 times as long for products of pairs.
+bool takes_tiles(const Contraction& op, const GemmKernels<float, BfPair>& tiles) {
+  using Dim = ContractionDim;
+  constexpr Dim kSingle{1, 0, 0, 0, 0, 0};
+  const Dim& row = op.m.count > 0 ? op.m[op.m.count - 1] : kSingle;
+  const Dim& term = op.k.count > 0 ? op.k[op.k.count - 1] : kSingle;
+  const int64_t side = tiles.depth_step;  // kTileRun terms are as many pairs
+  // Tiles do not straddle the runs of which the depth is made up.
+  const bool whole_runs = term.size % (2 * side) == 0;
+  for (int64_t Dim::* stride : {&Dim::a, &Dim::s, &Dim::b}) {
+    if (!whole_runs && uniform_step(op.k, stride, kNoStep) == kNoStep) return false;
+  }
+  // A generated operand has one factor along the depth, or one for the rows of a tile.
+  return op.s == nullptr || (term.a == 1 && term.s == 0) ||
+         (row.a == 1 && row.s == 0 && row.size % side == 0);
 }
 #endif
 
@@ -155,7 +166,7 @@ void contract_floating(const Contraction& op, bool bias_on_rows) {
   if (op.dtype == Dtype::kFloat64 || op.dtype == Dtype::kComplex128) {
     contract_typed(op, gemm_kernels<double>(), bias_on_rows);
 #if defined(__x86_64__)
-  } else if (isa() == Isa::kAmxBf16 && takes_pairs(op) && takes_tiles(op)) {
+  } else if (isa() == Isa::kAmxBf16 && takes_pairs(op) && takes_tiles(op, gemm_kernels_amxbf16())) {
     contract_typed(op, gemm_kernels_amxbf16(), bias_on_rows);
   } else if (isa() == Isa::kAvx512Bf16 && takes_pairs(op)) {
     contract_typed(op, gemm_kernels_avx512bf16(), bias_on_rows);
@@ -166,6 +177,8 @@ void contract_floating(const Contraction& op, bool bias_on_rows) {
 }
 
 }  // namespace
+
+bool tiles(Dtype dtype) { return isa() == Isa::kAmxBf16 && dtype == Dtype::kBFloat16; }
 
 void contract(const Contraction& op) {
   if (op.a == nullptr) {  // a plain sum: every a is one number, with a stride of 0

@@ -135,9 +135,8 @@ Product<T, P>::Product(const Contraction& op, const GemmKernels<T, P>& kernels, 
   if constexpr (kReadable) {
     a_in_place_ = plain && op.dtype_a == native<T>() && m_a_ != kNoStep && k_a_ != kNoStep;
   } else {
-    // Neighbours along the depth are pairs as they lie, if none begins between two others. Tiles,
-    // which take whole steps of the depth, want them packed.
-    a_in_place_ = plain && kernels.depth_step == 1 && k_a_ == 1 && depth_ % kPair == 0 &&
+    // Neighbours along the depth are pairs as they lie, if none begins between two others.
+    a_in_place_ = plain && k_a_ == 1 && depth_ % (kPair * kernels.depth_step) == 0 &&
                   m_a_ != kNoStep && m_a_ % kPair == 0 &&
                   reinterpret_cast<uintptr_t>(op.a) % sizeof(P) == 0;
     for (const Dim& dim : op.batch) a_in_place_ = a_in_place_ && dim.a % kPair == 0;
@@ -146,8 +145,9 @@ Product<T, P>::Product(const Contraction& op, const GemmKernels<T, P>& kernels, 
     // Each panel of A is read once for every panel of B: worth packing when its lines do not stay
     // in L1 together, or when a step along k goes to another line each time.
     const int64_t bytes = m_a_ * size_a_;
-    a_in_place_ = k_a_ == 1 && rows_ * depth_ * size_a_ <= kInPlaceBytes &&
-                  (bytes % kCollidingStep != 0 || kernels.mr < caches().l1_ways);
+    a_in_place_ =
+        kernels.row_tiles || (k_a_ == 1 && rows_ * depth_ * size_a_ <= kInPlaceBytes &&
+                              (bytes % kCollidingStep != 0 || kernels.mr < caches().l1_ways));
   }
   b_readable_in_place_ = kReadable && !complex_ && op.dtype_b == native<T>() &&
                          op.fold == Fold::kNone && (n_b_ == 1 || cols_ == 1) && k_b_ != kNoStep;
@@ -258,7 +258,8 @@ typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_
   const int64_t cols = block.max_group;
   const int64_t size_b =
       b_packed ? (block.b_kept ? cols : block.max_cols) * packed_depth(depth) : 0;
-  const int64_t size_m = a_in_place_ ? 0 : block.packed_rows;
+  const bool all_in_place = in_place(panel_rows) && in_place(rows % panel_rows);
+  const int64_t size_m = all_in_place ? 0 : block.packed_rows;
   const int64_t size_a = size_m / panel_rows * mr * packed_depth(depth);
   const int64_t buffer_cols = block.stored_early ? block.max_cols : cols;
   const int64_t size_buffer = c_in_place_ ? 0 : block.buffer_rows * real_parts() * buffer_cols;
@@ -321,7 +322,7 @@ void Product<T, P>::compute_panels(Block& block, const Item& item, int64_t i0, i
     const int64_t rows = std::min(panel_rows, i1 - i);
     const P* a;
     int64_t a_row = 1, a_col = mr;
-    if (a_in_place_) {
+    if (in_place(rows)) {
       a = reinterpret_cast<const P*>(item.a + (i * m_a_ + block.k0 * k_a_) * size_a_);
       a_row = m_a_ / kPair;
       a_col = kPair == 1 ? k_a_ : 1;
@@ -504,7 +505,9 @@ template <class T, class P>
 void Product<T, P>::pack_runs(typename GemmKernels<T, P>::Pack pack, const Block& block,
                               Dtype dtype, int64_t Dim::* stride, P* dst, int64_t panel,
                               int64_t width, int64_t depth, PackSource source) const {
-  if (source.k_step != kNoStep || op_.k.count < 2 || source.fold != Fold::kNone) {
+  const bool uniform =
+      source.k_step != kNoStep && (source.scale == nullptr || source.scale_k_step != kNoStep);
+  if (uniform || op_.k.count < 2 || source.fold != Fold::kNone) {
     pack(dtype, dst, panel, width, depth, source);
     return;
   }

@@ -61,6 +61,10 @@ class Product {
   void add_bias(int64_t m0, int64_t m1, int64_t j0, int64_t cols, const Block& block) const;
   const T* bias_of_row(int64_t row, T* value) const;
 
+  // Whether a panel of so many rows of A is read where it lies.
+  bool in_place(int64_t rows) const {
+    return a_in_place_ && (!kernels_.row_tiles || rows % tile_rows() == 0);
+  }
   static constexpr int64_t kPair = std::is_same_v<P, T> ? 1 : 2;
   int64_t real_parts() const { return complex_ ? 2 : 1; }  // real rows, and real depth, of an entry
   // Up to a third more than a block is one block too: what C costs twice, n = 512 pays once (1 %).

@@ -6,12 +6,12 @@ namespace matcalc {
 namespace {
 
 #if defined(MATCALC_CUDA)
-const Kernels kCudaKernels = {cuda::contract, cuda::form, nullptr, false};
+const Kernels kCudaKernels = {cuda::contract, cuda::form, nullptr, nullptr, false};
 #endif
 #if defined(MATCALC_CUDA_EMULATION)  // a build for the tests: CUDA's kernels on tensors of the CPU
 const Kernels& kCpuKernels = kCudaKernels;
 #else
-const Kernels kCpuKernels = {cpu::contract, cpu::form, cpu::prepare_result, true};
+const Kernels kCpuKernels = {cpu::contract, cpu::form, cpu::prepare_result, cpu::tiles, true};
 #endif
 
 }  // namespace

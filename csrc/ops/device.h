@@ -11,6 +11,7 @@ struct Kernels {
   void (*contract)(const Contraction&);
   void (*form)(const Form&);
   void (*prepare_result)(void* data, int64_t bytes);  // before its first touch; or nullptr
+  bool (*tiles)(Dtype dtype);                         // see cpu::tiles; or nullptr
   bool calls_are_cheap;  // a call costs no more than some thousand multiply-adds: no launch
 };
 

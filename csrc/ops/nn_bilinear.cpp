@@ -46,9 +46,10 @@ NnBilinearShape nn_bilinear_shape(const char* op, const Operand& x1, const Opera
 // Whether run_values, whose products are rows x in2 wide for each output, beats a single product
 // that is `out` columns wide over a generated operand of rows x (in1 in2) entries. Making that
 // operand costs as much as eight columns of the product, and as much again until enough columns
-// keep the tiles busy (measured with 4 to 256 inputs, 2 to 256 outputs and 1 to 4096 rows). Against
-// a product for each output speaks its start, where the matrices are small or a start is a kernel
-// launch. The rows have no say, for the two add in different orders.
+// keep the register tiles busy (measured with 4 to 256 inputs, 2 to 256 outputs and 1 to 4096
+// rows); AMX's multiply so fast that it is most of the work, the more so the larger the matrices.
+// Against a product for each output speaks its start, where the matrices are small or a start is a
+// kernel launch. The rows have no say, for the two add in different orders.
 bool output_by_output(const Call& call, const NnBilinearShape& shape, const Operand& x2,
                       bool bias) {
   constexpr int64_t kFewOutputs = 8, kSomeOutputs = 32, kManyOutputs = 128;
@@ -60,6 +61,10 @@ bool output_by_output(const Call& call, const NnBilinearShape& shape, const Oper
   if (shape.out < kFewOutputs) return true;
   const int64_t entries = shape.in1 * shape.in2;
   if (!call.kernels->calls_are_cheap || entries < kSmallMatrix) return false;
+  if (generated_by_tiles(call, shape.in1, shape.in2)) {
+    const int64_t times = entries < kLargeMatrix ? 1 : entries < 4 * kLargeMatrix ? 2 : 3;
+    return shape.out < times * kSomeOutputs;
+  }
   if (entries >= kLargeMatrix && dtype_size(call.dtype) > 2) return true;
   return shape.out < (entries < kMiddleMatrix ? kSomeOutputs : kManyOutputs);
 }

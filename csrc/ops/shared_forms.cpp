@@ -108,6 +108,11 @@ void run_values(const Call& call, const SharedForms& forms, const Operand* bias,
   }
 }
 
+bool generated_by_tiles(const Call& call, int64_t in1, int64_t in2) {
+  return call.kernels->tiles != nullptr && call.kernels->tiles(call.dtype) &&
+         in1 % cpu::kTileRun == 0 && in2 % cpu::kTileRun == 0;
+}
+
 // The way of run_input_gradients costs the way of V through the cache, and saves of a product of
 // `out` multiply-adds an entry of V
 //
@@ -117,11 +122,15 @@ void run_values(const Call& call, const SharedForms& forms, const Operand* bias,
 //
 // From how many outputs on it is the faster one was measured with 1 to 2048 rows, 4 to 256 inputs
 // and 2 to 128 outputs. Elements of 16 bits save less where there are two products, as bfloat16 is
-// multiplied in pairs, and more where there is one, as those of a fold are not.
+// multiplied in pairs, and more where there is one, as those of a fold are not. Beside products by
+// tiles the pass over V weighs more.
 bool input_gradients_pay(const Call& call, const SharedForms& forms, bool one) {
   if (!call.kernels->calls_are_cheap) return false;
   const int64_t entries = forms.in1 * forms.in2;
   const bool low = dtype_size(call.dtype) == 2;
+  if (!one && generated_by_tiles(call, forms.in1, forms.in2)) {
+    return forms.out >= (entries > 64 * 64 ? 128 : 64);
+  }
   if (!one) return forms.out >= (low && entries > 32 * 32 ? 16 : 8);
   const bool half = forms.symmetric && entries >= 128 * 128;
   return forms.out >= (low || half || is_complex(call.dtype) ? 16 : 24);

@@ -59,6 +59,9 @@ std::optional<SharedForms> find_shared_forms(const Operand& y, const Operand& A,
 // outputs.
 void run_values(const Call& call, const SharedForms& forms, const Operand* bias, void* z);
 
+// Whether a product over a generated operand, whose runs are rows of x1 or of x2, is made by tiles.
+bool generated_by_tiles(const Call& call, int64_t in1, int64_t in2);
+
 // Whether run_input_gradients beats a product for each gradient, or (`one`) for their sum.
 bool input_gradients_pay(const Call& call, const SharedForms& forms, bool one);
 

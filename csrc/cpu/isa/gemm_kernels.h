@@ -59,10 +59,11 @@ struct BfPair {
 // T: the accumulator; P: an element of the packed operands.
 template <class T, class P = T>
 struct GemmKernels {
-  int mr;              // rows of the register tile
-  int nr;              // columns of the register tile
-  int kc;              // packed depth of a block
-  int depth_step = 1;  // what the packed depth is rounded up to, with zeros
+  int mr;                  // rows of the register tile
+  int nr;                  // columns of the register tile
+  int kc;                  // packed depth of a block
+  int depth_step = 1;      // what the packed depth is rounded up to, with zeros
+  bool row_tiles = false;  // the tile takes mr rows of A, packed or not, however few are asked for
   // Of A, packed at a time for several blocks of columns: rows enough that packing B for them again
   // costs little (2 % of a product for 2048 rows in float32).
   int packed_bytes = 3 << 20;

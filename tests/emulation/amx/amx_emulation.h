@@ -21,11 +21,13 @@ void multiply_pairs(int c, int a, int b);  // TDPBF16PS
 #undef _tile_release
 #undef _tile_zero
 #undef _tile_loadd
+#undef _tile_stream_loadd
 #undef _tile_stored
 #undef _tile_dpbf16ps
 #define _tile_loadconfig(config) amx_emulation::load_config(config)
 #define _tile_release() amx_emulation::release()
 #define _tile_zero(tile) amx_emulation::zero(tile)
 #define _tile_loadd(tile, base, stride) amx_emulation::load(tile, base, stride)
+#define _tile_stream_loadd(tile, base, stride) amx_emulation::load(tile, base, stride)
 #define _tile_stored(tile, base, stride) amx_emulation::store(tile, base, stride)
 #define _tile_dpbf16ps(c, a, b) amx_emulation::multiply_pairs(c, a, b)
