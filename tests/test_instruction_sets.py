@@ -100,6 +100,24 @@ def test_groups_of_columns_and_blocks_of_rows(isa, dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize(
+    ("m", "k", "wide"), ((30, 40, 100), (30, 40, 3000), (20, 40, 4096), (70, 400, 150))
+)
+def test_rows_of_a_wide_matrix(isa, m, k, wide, dtype):
+    """B's rows are near to or far from each other, or fall on each other in the cache."""
+    a, b = arguments(((m, k), (k, wide)), dtype)
+    check_value(matmul, a, b[:, :77])
+
+
+@pytest.mark.parametrize("m", (5, 8, 9))
+def test_few_rows_by_a_matrix_from_memory(isa, m, threads):
+    a, b = arguments(((m, 1500), (1500, 5600)), torch.float32)
+    value = check_value(matmul, a, b)
+    threads(1)
+    assert torch.equal(matcalc_ext.matmul(a, b), value)
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
 @pytest.mark.parametrize("op", (quadratic, quadratic_symmetric), ids=str)
 def test_folds_of_several_panels(isa, op, dtype):
     """Parts of a triangle lie on either side of a panel's diagonal."""
