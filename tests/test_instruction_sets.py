@@ -99,6 +99,13 @@ def test_groups_of_columns_and_blocks_of_rows(isa, dtype):
     check_value(matmul, a.mT, b)
 
 
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+def test_more_rows_than_are_summed_at_a_time(isa, dtype):
+    """2048 of an A in place and 512 of one that is packed, over several blocks of depth."""
+    a, b = arguments(((2100, 2752), (2752, 20)), dtype)
+    check_value(matmul, a, b)
+
+
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 @pytest.mark.parametrize(
     ("m", "k", "wide"), ((30, 40, 100), (30, 40, 3000), (20, 40, 4096), (70, 400, 150))

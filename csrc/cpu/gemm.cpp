@@ -29,6 +29,9 @@ using Dim = ContractionDim;
 // Where C waits in the buffer for the next block of depth: the rows in hand at a time, and the
 // bytes of C of a group of columns, so that each packed panel of A serves five blocks of columns.
 constexpr int64_t kRows = 512;
+// The rows where A need not be packed, and more of them cost B's packing less often (bfloat16 at n
+// = 4096, by tiles: 20 to 30 % faster).
+constexpr int64_t kRowsInPlace = 2048;
 constexpr int64_t kGroupBytes = 11 << 18;  // 2.75 MiB
 // Elsewhere A is packed once for so many columns. (Packed again for each group of 2.75 MiB of C, in
 // parts of 512 rows for which B was packed again, A^T B at n = 2048 took 12 % longer.)
@@ -235,7 +238,8 @@ typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_
   block.max_rows = rows;
   block.max_group = block.max_cols;
   if (!c_in_place_ && !one_depth) {
-    block.max_rows = std::min(kRows / panel_rows * panel_rows, rows);
+    const int64_t most = a_in_place_ ? kRowsInPlace : kRows;
+    block.max_rows = std::min(most / panel_rows * panel_rows, rows);
     const int64_t row_bytes = block.max_rows * real_parts() * static_cast<int64_t>(sizeof(T));
     const int64_t blocks = std::max<int64_t>(1, kGroupBytes / (row_bytes * block.max_cols));
     block.max_group = std::min(blocks * block.max_cols, all_cols);
