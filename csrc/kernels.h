@@ -29,6 +29,9 @@ constexpr int64_t dtype_size(Dtype dtype) {
   return sizes[static_cast<int32_t>(dtype)];
 }
 
+// Terms of a sum that a tile of bfloat16 numbers takes at once.
+constexpr int64_t kTileRun = 32;
+
 // In the place of a stride: the step between consecutive positions is not one number.
 constexpr int64_t kNoStep = INT64_MIN;
 
@@ -146,7 +149,6 @@ void form(const Form& op);
 // Whether tiles make the products of this dtype, also those with a generated operand S whose runs
 // along the depth are multiples of kTileRun. Making that operand is the lesser part of them.
 bool tiles(Dtype dtype);
-constexpr int64_t kTileRun = 32;
 // Called with a fresh result before its first touch.
 void prepare_result(void* data, int64_t bytes);
 

@@ -111,7 +111,8 @@ def test_every_layout(layout_a, layout_b):
 def test_several_blocks_of_depth_and_columns(dtype, with_bias):
     """A block holds 2048 of the depth, or up to a third more; the buffer 512 rows."""
     rng = np.random.default_rng(11)
-    for m, k, n in ((20, 2740, 40), (40, 4128, 33), (18, 70, 1060), (530, 2740, 3)):
+    deep = ((20, 2740, 40), (40, 4128, 33), (530, 2740, 3))
+    for m, k, n in (*deep, (20, 1100, 40), (18, 70, 1060), (530, 20, 33), (17, 513, 1025)):
         bias = bits_of(rng.standard_normal(n)) if with_bias else None
         check(matrix(rng, m, k, "plain"), matrix(rng, k, n, "transposed"), bias, dtype)
 

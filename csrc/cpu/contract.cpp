@@ -145,20 +145,20 @@ bool takes_pairs(const Contraction& op) {
 
 // Whether tiles make a product of pairs. The others go in float32 where there are tiles: those
 // processors take 1.4 times as long for products of pairs.
-bool takes_tiles(const Contraction& op, const GemmKernels<float, BfPair>& tiles) {
+bool takes_tiles(const Contraction& op) {
   using Dim = ContractionDim;
   constexpr Dim kSingle{1, 0, 0, 0, 0, 0};
+  constexpr int64_t kTileRows = kTileRun / 2;
   const Dim& row = op.m.count > 0 ? op.m[op.m.count - 1] : kSingle;
   const Dim& term = op.k.count > 0 ? op.k[op.k.count - 1] : kSingle;
-  const int64_t side = tiles.depth_step;  // kTileRun terms are as many pairs
   // Tiles do not straddle the runs of which the depth is made up.
-  const bool whole_runs = term.size % (2 * side) == 0;
+  const bool whole_runs = term.size % kTileRun == 0;
   for (int64_t Dim::* stride : {&Dim::a, &Dim::s, &Dim::b}) {
     if (!whole_runs && uniform_step(op.k, stride, kNoStep) == kNoStep) return false;
   }
   // A generated operand has one factor along the depth, or one for the rows of a tile.
   return op.s == nullptr || (term.a == 1 && term.s == 0) ||
-         (row.a == 1 && row.s == 0 && row.size % side == 0);
+         (row.a == 1 && row.s == 0 && row.size % kTileRows == 0);
 }
 #endif
 
@@ -166,7 +166,7 @@ void contract_floating(const Contraction& op, bool bias_on_rows) {
   if (op.dtype == Dtype::kFloat64 || op.dtype == Dtype::kComplex128) {
     contract_typed(op, gemm_kernels<double>(), bias_on_rows);
 #if defined(__x86_64__)
-  } else if (isa() == Isa::kAmxBf16 && takes_pairs(op) && takes_tiles(op, gemm_kernels_amxbf16())) {
+  } else if (isa() == Isa::kAmxBf16 && takes_pairs(op) && takes_tiles(op)) {
     contract_typed(op, gemm_kernels_amxbf16(), bias_on_rows);
   } else if (isa() == Isa::kAvx512Bf16 && takes_pairs(op)) {
     contract_typed(op, gemm_kernels_avx512bf16(), bias_on_rows);

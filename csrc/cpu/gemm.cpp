@@ -29,10 +29,10 @@ using Dim = ContractionDim;
 // Where C waits in the buffer for the next block of depth: the rows in hand at a time, and the
 // bytes of C of a group of columns, so that each packed panel of A serves five blocks of columns.
 constexpr int64_t kRows = 512;
+constexpr int64_t kGroupBytes = 11 << 18;  // 2.75 MiB
 // The rows where A need not be packed, and more of them cost B's packing less often (bfloat16 at n
 // = 4096, by tiles: 20 to 30 % faster).
 constexpr int64_t kRowsInPlace = 2048;
-constexpr int64_t kGroupBytes = 11 << 18;  // 2.75 MiB
 // Elsewhere A is packed once for so many columns. (Packed again for each group of 2.75 MiB of C, in
 // parts of 512 rows for which B was packed again, A^T B at n = 2048 took 12 % longer.)
 constexpr int64_t kGroupCols = 8192;
@@ -152,13 +152,12 @@ Product<T, P>::Product(const Contraction& op, const GemmKernels<T, P>& kernels, 
                   reinterpret_cast<uintptr_t>(op.a) % sizeof(P) == 0;
     for (const Dim& dim : op.batch) a_in_place_ = a_in_place_ && dim.a % kPair == 0;
   }
-  if (a_in_place_ && cols_ > 4 * kernels.nr) {
+  if (a_in_place_ && !kernels.row_tiles && cols_ > 4 * kernels.nr) {
     // Each panel of A is read once for every panel of B: worth packing when its lines do not stay
     // in L1 together, or when a step along k goes to another line each time.
     const int64_t bytes = m_a_ * size_a_;
-    a_in_place_ =
-        kernels.row_tiles || (k_a_ == 1 && rows_ * depth_ * size_a_ <= kInPlaceBytes &&
-                              (bytes % kCollidingStep != 0 || kernels.mr < caches().l1_ways));
+    a_in_place_ = k_a_ == 1 && rows_ * depth_ * size_a_ <= kInPlaceBytes &&
+                  (bytes % kCollidingStep != 0 || kernels.mr < caches().l1_ways);
   }
   b_readable_in_place_ = kReadable && !complex_ && op.dtype_b == native<T>() &&
                          op.fold == Fold::kNone && (n_b_ == 1 || cols_ == 1) && k_b_ != kNoStep;

@@ -109,8 +109,8 @@ void run_values(const Call& call, const SharedForms& forms, const Operand* bias,
 }
 
 bool generated_by_tiles(const Call& call, int64_t in1, int64_t in2) {
-  return call.kernels->tiles != nullptr && call.kernels->tiles(call.dtype) &&
-         in1 % cpu::kTileRun == 0 && in2 % cpu::kTileRun == 0;
+  return call.kernels->tiles != nullptr && call.kernels->tiles(call.dtype) && in1 % kTileRun == 0 &&
+         in2 % kTileRun == 0;
 }
 
 // The way of run_input_gradients costs the way of V through the cache, and saves of a product of

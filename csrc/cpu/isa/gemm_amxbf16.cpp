@@ -25,6 +25,7 @@ constexpr int kTileVectors = 3;
 #include "pair_kernels.inc"
 
 constexpr int kPanel = 2 * kSide;  // rows, and columns, in hand
+static_assert(kTileRun == 2 * kSide);
 
 // A panel of A of no more bytes stays in L1 while B's panels pass. One that does not is as well
 // loaded past L1, as B's panels always are: loaded the common way, both of them push each other out
@@ -85,23 +86,11 @@ void multiply_tiles(int64_t depth, const TilesOfA& a, const BfPair* b, int64_t l
   if constexpr (kTwoRows && kTwoCols) _tile_stored(3, below + kSide, ldc * kBytes);
 }
 
-using MultiplyTiles = void (*)(int64_t, const TilesOfA&, const BfPair*, int64_t, float*, int64_t,
-                               bool);
-
-template <bool kTwoRows, bool kTwoCols>
-MultiplyTiles multiply_tiles_of(bool past_l1) {
-  return past_l1 ? multiply_tiles<kTwoRows, kTwoCols, true>
-                 : multiply_tiles<kTwoRows, kTwoCols, false>;
-}
-
-MultiplyTiles multiply_tiles_of(bool two_rows, bool two_cols, bool past_l1) {
-  if (two_rows) {
-    return two_cols ? multiply_tiles_of<true, true>(past_l1)
-                    : multiply_tiles_of<true, false>(past_l1);
-  }
-  return two_cols ? multiply_tiles_of<false, true>(past_l1)
-                  : multiply_tiles_of<false, false>(past_l1);
-}
+constexpr decltype(&multiply_tiles<true, true, true>) kMultiplyTiles[2][2][2] = {
+    {{multiply_tiles<false, false, false>, multiply_tiles<false, false, true>},
+     {multiply_tiles<false, true, false>, multiply_tiles<false, true, true>}},
+    {{multiply_tiles<true, false, false>, multiply_tiles<true, false, true>},
+     {multiply_tiles<true, true, false>, multiply_tiles<true, true, true>}}};
 
 // A lies in rows, with a_col == 1, or it is packed, with a_col == kPanel.
 void tile_of(int64_t rows, int64_t cols, int64_t depth, const BfPair* a, int64_t a_row,
@@ -119,8 +108,8 @@ void tile_of(int64_t rows, int64_t cols, int64_t depth, const BfPair* a, int64_t
     written_before_tiles();
   }
   const bool past_l1 = depth * kPanel * static_cast<int64_t>(sizeof *a) > kPanelInL1;
-  multiply_tiles_of(rows > kSide, cols > kSide, past_l1)(depth, tiles_of_a, b, ldb, target, ld,
-                                                         accumulate);
+  kMultiplyTiles[rows > kSide][cols > kSide][past_l1](depth, tiles_of_a, b, ldb, target, ld,
+                                                      accumulate);
   if (!whole) {
     for (int64_t i = 0; i < rows; ++i) std::memcpy(c + i * ldc, beside + i * ld, cols * sizeof *c);
   }
