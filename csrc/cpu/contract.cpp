@@ -39,6 +39,8 @@ const GemmKernels<T>& gemm_kernels() {
 
 template const GemmKernels<float>& gemm_kernels<float>();
 template const GemmKernels<double>& gemm_kernels<double>();
+template const GemmKernels<Complex<float>>& gemm_kernels<Complex<float>>();
+template const GemmKernels<Complex<double>>& gemm_kernels<Complex<double>>();
 
 namespace {
 
@@ -163,8 +165,12 @@ bool takes_tiles(const Contraction& op) {
 #endif
 
 void contract_floating(const Contraction& op, bool bias_on_rows) {
-  if (op.dtype == Dtype::kFloat64 || op.dtype == Dtype::kComplex128) {
+  if (op.dtype == Dtype::kFloat64) {
     contract_typed(op, gemm_kernels<double>(), bias_on_rows);
+  } else if (op.dtype == Dtype::kComplex64) {
+    contract_typed(op, gemm_kernels<Complex<float>>(), bias_on_rows);
+  } else if (op.dtype == Dtype::kComplex128) {
+    contract_typed(op, gemm_kernels<Complex<double>>(), bias_on_rows);
 #if defined(__x86_64__)
   } else if (isa() == Isa::kAmxBf16 && takes_pairs(op) && takes_tiles(op)) {
     contract_typed(op, gemm_kernels_amxbf16(), bias_on_rows);

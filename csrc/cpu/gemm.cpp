@@ -10,9 +10,8 @@
 //             for columns in panels of nr: tile
 //
 // The depth alone says how it is cut into blocks, and these are added in ascending order, so an
-// element of C is the same sum however the rest of the product is cut up. Low precisions, complex
-// numbers and results that are not stored by contiguous rows are summed in a buffer and rounded
-// once.
+// element of C is the same sum however the rest of the product is cut up. Low precisions and
+// results that are not stored by contiguous rows are summed in a buffer and rounded once.
 #include "gemm.h"
 
 #include <algorithm>
@@ -38,7 +37,7 @@ constexpr int64_t kRowsInPlace = 2048;
 constexpr int64_t kGroupCols = 8192;
 // An A of more bytes is packed even where it could be read in place: its rows, far apart, come into
 // L1 later than packed panels do (float32 and float64 at n = 2048: 7 to 10 %).
-constexpr int64_t kInPlaceBytes = 2 << 20;
+constexpr int64_t kInPlaceBytes = 8 << 20;
 // A packed B of no more bytes is kept for all rows, if it is in one block of depth.
 constexpr int64_t kKeptBytes = 8 << 20;
 // Of C, where it is summed in the buffer and B is as deep as it gets: half of L1.
@@ -63,7 +62,9 @@ constexpr int64_t kCollidingStep = 1024;
 
 template <class T>
 constexpr Dtype native() {
-  return sizeof(T) == 8 ? Dtype::kFloat64 : Dtype::kFloat32;
+  if (std::is_same_v<T, Complex<double>>) return Dtype::kComplex128;
+  if (std::is_same_v<T, Complex<float>>) return Dtype::kComplex64;
+  return std::is_same_v<T, double> ? Dtype::kFloat64 : Dtype::kFloat32;
 }
 
 // A packed block of B takes three eighths of L2 (with half of it products were 1 to 2 % slower,
@@ -92,6 +93,15 @@ class TileState {
   void (*end_)();
 };
 
+// A generated operand is conjugated where it is packed; a real one needs nothing.
+template <class T, class P>
+typename GemmKernels<T, P>::Tile tile_of(const GemmKernels<T, P>& kernels, const Contraction& op) {
+  const bool complex = is_complex(op.dtype);
+  const bool conj_a = complex && op.conj_a && op.s == nullptr, conj_b = complex && op.conj_b;
+  if (conj_a) return conj_b ? kernels.tile_conj_ab : kernels.tile_conj_a;
+  return conj_b ? kernels.tile_conj_b : kernels.tile;
+}
+
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 }  // namespace
@@ -113,9 +123,9 @@ struct Product<T, P>::Block {
   int64_t ldb;
   P* packed_b;  // [cols / nr][packed depth][nr], b_kept: of the whole group
   P* packed_a;  // [packed rows / mr][packed depth][mr]
-  T* buffer;    // [buffer rows][ld_buffer], real rows
+  T* buffer;    // [buffer rows][ld_buffer]
   int64_t ld_buffer;
-  T* bias;                                    // [max_group], complex: [2][max_group]
+  T* bias;                                    // [max_group]
   int64_t *k_a, *k_s, *k_b, *k_b2, *k_index;  // [kc]
   int64_t *n_b, *n_b2, *n_index, *n_c;        // [group]
   int64_t *m_a, *m_s;                         // [packed rows]
@@ -126,7 +136,7 @@ Product<T, P>::Product(const Contraction& op, const GemmKernels<T, P>& kernels, 
     : op_(op),
       kernels_(kernels),
       bias_on_rows_(bias_on_rows),
-      complex_(is_complex(op.dtype)),
+      tile_(tile_of(kernels, op)),
       rows_(op.m.numel()),
       cols_(op.n.numel()),
       depth_(op.k.numel()),
@@ -140,7 +150,7 @@ Product<T, P>::Product(const Contraction& op, const GemmKernels<T, P>& kernels, 
       n_b_(uniform_step(op.n, &Dim::b, kNoStep)),
       m_c_(uniform_step(op.m, &Dim::c, kNoStep)),
       n_c_(uniform_step(op.n, &Dim::c, kNoStep)) {
-  const bool plain = !complex_ && op.s == nullptr && op.scale == 1;
+  const bool plain = op.s == nullptr && op.scale == 1;
   constexpr bool kReadable = kPair == 1;  // the tile can read B as it lies in memory
   c_in_place_ = op.dtype_c == native<T>() && (n_c_ == 1 || cols_ == 1) && m_c_ != kNoStep;
   if constexpr (kReadable) {
@@ -159,8 +169,8 @@ Product<T, P>::Product(const Contraction& op, const GemmKernels<T, P>& kernels, 
     a_in_place_ = k_a_ == 1 && rows_ * depth_ * size_a_ <= kInPlaceBytes &&
                   (bytes % kCollidingStep != 0 || kernels.mr < caches().l1_ways);
   }
-  b_readable_in_place_ = kReadable && !complex_ && op.dtype_b == native<T>() &&
-                         op.fold == Fold::kNone && (n_b_ == 1 || cols_ == 1) && k_b_ != kNoStep;
+  b_readable_in_place_ = kReadable && op.dtype_b == native<T>() && op.fold == Fold::kNone &&
+                         (n_b_ == 1 || cols_ == 1) && k_b_ != kNoStep;
   if (rows_ > 0 && cols_ > 0 && depth_ > 0) {
     ahead_ = {op.batch.numel(), small_span(rows_, m_a_, depth_, k_a_, size_a_),
               small_span(depth_, k_b_, cols_, n_b_, size_b_),
@@ -239,12 +249,12 @@ typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_
   if (!c_in_place_ && !one_depth) {
     const int64_t most = a_in_place_ ? kRowsInPlace : kRows;
     block.max_rows = std::min(most / panel_rows * panel_rows, rows);
-    const int64_t row_bytes = block.max_rows * real_parts() * static_cast<int64_t>(sizeof(T));
+    const int64_t row_bytes = block.max_rows * static_cast<int64_t>(sizeof(T));
     const int64_t blocks = std::max<int64_t>(1, kGroupBytes / (row_bytes * block.max_cols));
     block.max_group = std::min(blocks * block.max_cols, all_cols);
   } else if (all_cols > block.max_cols) {
     if (!a_in_place_) {
-      const int64_t row_bytes = packed * real_parts() * static_cast<int64_t>(sizeof(P));
+      const int64_t row_bytes = packed * static_cast<int64_t>(sizeof(P));
       const int64_t most = std::max<int64_t>(kernels_.packed_bytes / row_bytes, panel_rows);
       block.max_rows = std::min(most / panel_rows * panel_rows, rows);
     }
@@ -265,7 +275,7 @@ typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_
   block.packed_rows = round_up(again ? block.max_rows : panel_rows, together);
   block.buffer_rows = block.max_rows;
   if (block.stored_early) {
-    const int64_t row_bytes = block.max_cols * real_parts() * static_cast<int64_t>(sizeof(T));
+    const int64_t row_bytes = block.max_cols * static_cast<int64_t>(sizeof(T));
     const int64_t some = std::max<int64_t>(kBufferBytes / row_bytes, 1);
     block.buffer_rows = std::min(round_up(some, panel_rows), rows);
   }
@@ -278,11 +288,11 @@ typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_
   const int64_t size_m = all_in_place ? 0 : block.packed_rows;
   const int64_t size_a = size_m / panel_rows * mr * packed_depth(depth);
   const int64_t buffer_cols = block.stored_early ? block.max_cols : cols;
-  const int64_t size_buffer = c_in_place_ ? 0 : block.buffer_rows * real_parts() * buffer_cols;
+  const int64_t size_buffer = c_in_place_ ? 0 : block.buffer_rows * buffer_cols;
   const int64_t size_k = any_packed ? depth : 0;
   Scratch& scratch = Scratch::local();
   scratch.reserve(Scratch::size_of<P>(size_b) + Scratch::size_of<P>(size_a) +
-                  Scratch::size_of<T>(size_buffer) + Scratch::size_of<T>(2 * cols) +
+                  Scratch::size_of<T>(size_buffer) + Scratch::size_of<T>(cols) +
                   5 * Scratch::size_of<int64_t>(size_k) + 4 * Scratch::size_of<int64_t>(cols) +
                   2 * Scratch::size_of<int64_t>(size_m));
   block.packed_b = scratch.template take<P>(size_b);
@@ -290,7 +300,7 @@ typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_
   block.buffer = scratch.template take<T>(size_buffer);
   block.ld_buffer =
       m_c_ == n1 - n0 ? std::min(buffer_cols, n1 - n0) : buffer_cols;  // as C's, if dense
-  block.bias = scratch.template take<T>(2 * cols);
+  block.bias = scratch.template take<T>(cols);
   for (int64_t** list : {&block.k_a, &block.k_s, &block.k_b, &block.k_b2, &block.k_index}) {
     *list = any_packed ? scratch.template take<int64_t>(size_k) : nullptr;
   }
@@ -350,16 +360,15 @@ void Product<T, P>::compute_panels(Block& block, const Item& item, int64_t i0, i
       a = block.packed_a + row / panel_rows * mr * depth;
     }
     const int64_t in_buffer = (i - i0) % block.buffer_rows;
-    T* c = block.buffer + in_buffer * real_parts() * block.ld_buffer +
-           (block.stored_early ? 0 : block.j0);
+    T* c = block.buffer + in_buffer * block.ld_buffer + (block.stored_early ? 0 : block.j0);
     int64_t ldc = block.ld_buffer;
     if (c_in_place_) {
       c = reinterpret_cast<T*>(item.c) + i * m_c_ + (block.n0 + block.j0) * n_c_;
       ldc = m_c_;
     }
     for (int64_t j = 0; j < block.cols; j += nr) {
-      kernels_.tile(rows * real_parts(), std::min(nr, block.cols - j), depth, a, a_row, a_col,
-                    block.b + j / nr * step_b, block.ldb, c + j, ldc, block.accumulate);
+      tile_(rows, std::min(nr, block.cols - j), depth, a, a_row, a_col, block.b + j / nr * step_b,
+            block.ldb, c + j, ldc, block.accumulate);
     }
     if (block.stored_early && (in_buffer + panel_rows >= block.buffer_rows || i + rows == i1)) {
       store(item, i - in_buffer, i + rows, block.j0, block.cols, block);
@@ -418,7 +427,6 @@ void Product<T, P>::pack_b(const Block& block, const Item& item, P* packed) cons
   source.src = item.b;
   source.k_offset = block.k_b;
   source.k_step = k_b_;
-  source.conj = op_.conj_b;
   source.fold = op_.fold;
   source.k_offset2 = block.k_b2;
   source.k_step2 = uniform_step(op_.k, &Dim::b2, kNoStep);
@@ -426,7 +434,7 @@ void Product<T, P>::pack_b(const Block& block, const Item& item, P* packed) cons
   source.factor = 1;
   // A row of B in memory is a few lines to each panel: so many rows at a time are packed across all
   // panels, before the processor loses sight of their pages.
-  const bool by_rows = n_b_ == 1 && k_b_ != kNoStep && op_.fold == Fold::kNone && !complex_;
+  const bool by_rows = n_b_ == 1 && k_b_ != kNoStep && op_.fold == Fold::kNone;
   const int64_t chunk = by_rows ? kRowsAcross : block.depth;
   for (int64_t k = 0; k < block.depth; k += chunk) {
     const int64_t depth = std::min(chunk, block.depth - k);
@@ -437,11 +445,7 @@ void Product<T, P>::pack_b(const Block& block, const Item& item, P* packed) cons
       source.w_offset2 = block.n_b2 + block.j0 + j;
       source.w_index = block.n_index + block.j0 + j;
       P* panel = packed + j * packed_depth(block.depth) + packed_depth(k) * nr;
-      if (complex_) {
-        kernels_.pack_complex_cols(panel, nr, width, depth, source);
-      } else {
-        pack_runs(kernels_.pack_cols, block, op_.dtype_b, &Dim::b, panel, nr, width, depth, source);
-      }
+      pack_runs(kernels_.pack_cols, block, op_.dtype_b, &Dim::b, panel, nr, width, depth, source);
     }
   }
 }
@@ -482,34 +486,28 @@ template <class T, class P>
 void Product<T, P>::pack_panels(const Block& block, const Item& item, int64_t rows,
                                 PackSource source, P* packed) const {
   const int64_t mr = kernels_.mr, panel_rows = tile_rows();
-  if (rows <= panel_rows && !complex_) {
+  if (rows <= panel_rows) {
     pack_runs(kernels_.pack_rows, block, op_.dtype_a, &Dim::a, packed, mr, rows, block.depth,
               source);
     return;
   }
   const int64_t* w_offset = source.w_offset;
   const int64_t* scale_w_offset = source.scale_w_offset;
-  const int64_t chunk = rows <= panel_rows ? block.depth : kSharedLines;
-  for (int64_t k = 0; k < block.depth; k += chunk) {
-    const int64_t depth = std::min(chunk, block.depth - k);
+  for (int64_t k = 0; k < block.depth; k += kSharedLines) {
+    const int64_t depth = std::min(kSharedLines, block.depth - k);
     P* dst = packed + packed_depth(k) * mr;
     source.k_offset = block.k_a + k;
     if (op_.s != nullptr) source.scale_k_offset = block.k_s + k;
-    if (rows > panel_rows) {  // the lines of the next panels, which no hardware fetches early
-      const char* next = item.a + (w_offset[0] + rows) * size_a_;
-      for (int64_t i = k; i < k + depth; ++i) {
-        __builtin_prefetch(next + block.k_a[i] * size_a_, 0, 2);
-      }
+    // The lines of the next panels, which no hardware fetches early.
+    const char* next = item.a + (w_offset[0] + rows) * size_a_;
+    for (int64_t i = k; i < k + depth; ++i) {
+      __builtin_prefetch(next + block.k_a[i] * size_a_, 0, 2);
     }
     for (int64_t row = 0; row < rows; row += panel_rows) {
       const int64_t width = std::min(panel_rows, rows - row);
       source.w_offset = w_offset + row;
       source.scale_w_offset = scale_w_offset + row;
-      if (complex_) {
-        kernels_.pack_complex_rows(dst, mr, width, depth, source);
-      } else {
-        kernels_.pack_rows(op_.dtype_a, dst, mr, width, depth, source);
-      }
+      kernels_.pack_rows(op_.dtype_a, dst, mr, width, depth, source);
       dst += mr * packed_depth(block.depth);
     }
   }
@@ -549,16 +547,8 @@ template <class T, class P>
 void Product<T, P>::load_bias(const Item& item, int64_t m0, int64_t m1, const Block& block) const {
   if (!bias_on_rows_) {
     const char* bias = static_cast<const char*>(op_.bias);
-    const int64_t first = block.n0 * op_.bias_stride;
-    if (complex_) {
-      const Complex<T>* values = reinterpret_cast<const Complex<T>*>(bias) + first;
-      for (int64_t j = 0; j < block.group; ++j) {
-        block.bias[j] = values[j * op_.bias_stride].re;
-        block.bias[block.max_group + j] = values[j * op_.bias_stride].im;
-      }
-    } else {
-      kernels_.load(op_.dtype, block.group, bias + first * size_, op_.bias_stride, block.bias);
-    }
+    kernels_.load(op_.dtype, block.group, bias + block.n0 * op_.bias_stride * size_,
+                  op_.bias_stride, block.bias);
   }
   if (!c_in_place_) return;
   for (int64_t i = m0; i < m1; ++i) {
@@ -576,10 +566,9 @@ void Product<T, P>::load_bias(const Item& item, int64_t m0, int64_t m1, const Bl
 template <class T, class P>
 void Product<T, P>::store(const Item& item, int64_t m0, int64_t m1, int64_t j0, int64_t cols,
                           const Block& block) const {
-  const int64_t n0 = block.n0 + j0, ld = block.ld_buffer, parts = real_parts();
+  const int64_t n0 = block.n0 + j0, ld = block.ld_buffer;
   if (op_.bias != nullptr) add_bias(m0, m1, j0, cols, block);
-  if (!complex_ && n_c_ == 1 && m_c_ == cols &&
-      ld == cols) {  // one run, however short the rows are
+  if (n_c_ == 1 && m_c_ == cols && ld == cols) {  // one run, however short the rows are
     kernels_.store(op_.dtype_c, (m1 - m0) * cols, block.buffer, item.c + m0 * cols * size_c_, 1);
     return;
   }
@@ -589,16 +578,12 @@ void Product<T, P>::store(const Item& item, int64_t m0, int64_t m1, int64_t j0, 
   const int64_t run = runs ? op_.n[op_.n.count - 1].size : cols;
   const int64_t step = runs ? op_.n[op_.n.count - 1].c : n_c_, begun = n0 % run;
   for (int64_t i = m0; i < m1; ++i) {
-    const T* row = block.buffer + parts * (i - m0) * ld;
+    const T* row = block.buffer + (i - m0) * ld;
     char* c = item.c + offset_of(op_.m, &Dim::c, i) * size_c_;
     for (int64_t j = 0, count; j < cols; j += count) {
       count = std::min(cols - j, runs && j == 0 ? run - begun : run);
       char* to = c + (runs ? block.n_c[j] : n0 * n_c_) * size_c_;
-      if (complex_) {
-        kernels_.store_complex(count, row + j, row + ld + j, to, step);
-      } else {
-        kernels_.store(op_.dtype_c, count, row + j, to, step);
-      }
+      kernels_.store(op_.dtype_c, count, row + j, to, step);
     }
   }
 }
@@ -607,30 +592,22 @@ void Product<T, P>::store(const Item& item, int64_t m0, int64_t m1, int64_t j0, 
 template <class T, class P>
 void Product<T, P>::add_bias(int64_t m0, int64_t m1, int64_t j0, int64_t cols,
                              const Block& block) const {
-  const int64_t parts = real_parts();
   for (int64_t i = m0; i < m1; ++i) {
-    T* row = block.buffer + parts * (i - m0) * block.ld_buffer;
-    T value[2] = {};
-    if (bias_on_rows_ && complex_) {
-      const Complex<T> number = static_cast<const Complex<T>*>(op_.bias)[i * op_.bias_stride];
-      value[0] = number.re;
-      value[1] = number.im;
-    } else if (bias_on_rows_) {
-      bias_of_row(i, value);
-    }
-    for (int64_t part = 0; part < parts; ++part, row += block.ld_buffer) {
-      const T* bias = block.bias + part * block.max_group + j0;
-      if (bias_on_rows_) {
-        for (int64_t j = 0; j < cols; ++j) row[j] += value[part];
-      } else {
-        for (int64_t j = 0; j < cols; ++j) row[j] += bias[j];
-      }
+    T* row = block.buffer + (i - m0) * block.ld_buffer;
+    if (bias_on_rows_) {
+      T value;
+      bias_of_row(i, &value);
+      for (int64_t j = 0; j < cols; ++j) row[j] += value;
+    } else {
+      for (int64_t j = 0; j < cols; ++j) row[j] += block.bias[j0 + j];
     }
   }
 }
 
 template class Product<float>;
 template class Product<double>;
+template class Product<Complex<float>>;
+template class Product<Complex<double>>;
 template class Product<float, BfPair>;
 
 }  // namespace matcalc::cpu

@@ -15,8 +15,8 @@ namespace matcalc::cpu {
 template <class T>
 const GemmKernels<T>& gemm_kernels();
 
-// T is the accumulator, float or double; P an element of the packed operands: T itself, or a
-// BfPair, two bfloat16 numbers that follow each other along the depth.
+// T is the accumulator, a real or complex number; P an element of the packed operands: T itself, or
+// a BfPair, two bfloat16 numbers that follow each other along the depth.
 template <class T, class P = T>
 class Product {
  public:
@@ -26,7 +26,7 @@ class Product {
   int64_t rows() const { return rows_; }
   int64_t cols() const { return cols_; }
   int64_t depth() const { return depth_; }
-  int64_t tile_rows() const { return kernels_.mr / real_parts(); }
+  int64_t tile_rows() const { return kernels_.mr; }
   int64_t tile_cols() const { return kernels_.nr; }
 
   void compute(int64_t item, int64_t m0, int64_t m1, int64_t n0, int64_t n1) const;
@@ -67,22 +67,21 @@ class Product {
     return a_in_place_ && (!kernels_.row_tiles || rows % tile_rows() == 0);
   }
   static constexpr int64_t kPair = std::is_same_v<P, T> ? 1 : 2;
-  int64_t real_parts() const { return complex_ ? 2 : 1; }  // real rows, and real depth, of an entry
   // Up to a third more than a block is one block too: what C costs twice, n = 512 pays once (1 %).
   int64_t depth_block() const {
-    const int64_t block = kernels_.kc * kPair / real_parts();
+    const int64_t block = kernels_.kc * kPair;
     return depth_ > block && depth_ <= block / 3 * 4 ? depth_ : block;
   }
   // Packed elements along `depth` terms of the sum.
   int64_t packed_depth(int64_t depth) const {
-    const int64_t packed = complex_ ? 2 * depth : (depth + kPair - 1) / kPair;
+    const int64_t packed = (depth + kPair - 1) / kPair;
     return (packed + kernels_.depth_step - 1) / kernels_.depth_step * kernels_.depth_step;
   }
 
   const Contraction& op_;
   const GemmKernels<T, P>& kernels_;
   const bool bias_on_rows_;
-  const bool complex_;
+  const typename GemmKernels<T, P>::Tile tile_;
   int64_t rows_, cols_, depth_;
   int64_t size_a_, size_b_, size_c_, size_;    // bytes of an element; size_: of S and bias
   int64_t m_a_, k_a_, k_b_, n_b_, m_c_, n_c_;  // uniform steps, kNoStep where there is none
@@ -92,6 +91,8 @@ class Product {
 
 extern template class Product<float>;
 extern template class Product<double>;
+extern template class Product<Complex<float>>;
+extern template class Product<Complex<double>>;
 extern template class Product<float, BfPair>;
 
 }  // namespace matcalc::cpu

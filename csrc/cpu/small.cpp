@@ -64,6 +64,19 @@ bool is_small(const Contraction& op) {
   return op.n[0].c == 1 && (!gathered || rows >= kGatheringRows || cols * depth <= kGatheredAtOnce);
 }
 
+auto small_kernel(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat64:
+      return gemm_kernels<double>().small;
+    case Dtype::kComplex64:
+      return gemm_kernels<Complex<float>>().small;
+    case Dtype::kComplex128:
+      return gemm_kernels<Complex<double>>().small;
+    default:
+      return gemm_kernels<float>().small;
+  }
+}
+
 void run(const Contraction& op) {
   SmallProducts p{};
   p.rows = op.m.numel();
@@ -81,8 +94,7 @@ void run(const Contraction& op) {
   p.a_step = inner.a;
   p.b_step = inner.b;
   p.c_step = inner.c;
-  const bool doubles = op.dtype == Dtype::kFloat64 || op.dtype == Dtype::kComplex128;
-  const auto kernel = doubles ? gemm_kernels<double>().small : gemm_kernels<float>().small;
+  const auto kernel = small_kernel(op.dtype);
   const int64_t size = dtype_size(op.dtype), items = op.batch.numel();
   const Ahead ahead(items, small_span(p.rows, p.a_row, p.depth, p.a_col, size),
                     small_span(p.depth, p.b_row, p.cols, p.b_col, size),

@@ -11,6 +11,12 @@ namespace matcalc::cpu {
 template <class T>
 struct Complex {
   T re, im;
+
+  Complex& operator+=(Complex other) {
+    re += other.re;
+    im += other.im;
+    return *this;
+  }
 };
 
 // One operand block to be packed: element (w, k) lies at src + w_offset[w] + k_offset[k], where w
@@ -20,7 +26,7 @@ struct PackSource {
   const int64_t* w_offset;  // [width]
   const int64_t* k_offset;  // [depth]
   int64_t k_step;           // k_offset[k + 1] - k_offset[k], kNoStep where it varies
-  bool conj;
+  bool conj;                // where there is a second factor; elsewhere the tile conjugates
   // A second factor, element by element: the packed value is src * scale.
   const void* scale;              // nullptr: none
   const int64_t* scale_w_offset;  // [width]
@@ -56,7 +62,7 @@ struct BfPair {
   uint32_t bits;
 };
 
-// T: the accumulator; P: an element of the packed operands.
+// T: the accumulator, a real or complex number; P: an element of the packed operands.
 template <class T, class P = T>
 struct GemmKernels {
   int mr;                  // rows of the register tile
@@ -75,11 +81,14 @@ struct GemmKernels {
   }
 
   // c[i, j] (+)= sum_p a[i, p] b[p, j] for i < rows <= mr, j < cols <= nr.
-  void (*tile)(int64_t rows, int64_t cols, int64_t depth, const P* a, int64_t a_row,
-               int64_t a_col,            // [rows, depth]
-               const P* b, int64_t ldb,  // [depth, cols], unit column stride
-               T* c, int64_t ldc,        // [rows, cols], unit column stride
-               bool accumulate);
+  using Tile = void (*)(int64_t rows, int64_t cols, int64_t depth, const P* a, int64_t a_row,
+                        int64_t a_col,            // [rows, depth]
+                        const P* b, int64_t ldb,  // [depth, cols], unit column stride
+                        T* c, int64_t ldc,        // [rows, cols], unit column stride
+                        bool accumulate);
+  Tile tile;
+  // The same of conjugates of A's numbers, B's or both.
+  Tile tile_conj_a = nullptr, tile_conj_b = nullptr, tile_conj_ab = nullptr;
 
   // One panel of A's rows, or of B's columns: dst[k * panel + w] for w < width, zeros for
   // width <= w < panel. Where A's panel has another order, its tile knows. Pairs: the steps along k
@@ -87,16 +96,7 @@ struct GemmKernels {
   using Pack = void (*)(Dtype dtype, P* dst, int64_t panel, int64_t width, int64_t depth,
                         const PackSource& source);
   Pack pack_rows, pack_cols;
-  // Complex operands, as the real 2x2 matrices [re, -im; im, re] of which complex numbers are
-  // made: each entry of A becomes two rows and two columns, each entry of B two rows (re above
-  // im), and the real product then holds re and im of C in alternate rows.
-  // `panel` counts real rows of A (even) or columns of B; depth counts complex entries.
-  using PackComplex = void (*)(P* dst, int64_t panel, int64_t width, int64_t depth,
-                               const PackSource& source);
-  PackComplex pack_complex_rows = nullptr, pack_complex_cols = nullptr;
-  void (*store_complex)(int64_t count, const T* re, const T* im, void* dst, int64_t step) = nullptr;
-
-  // Small products whole, from operands as they lie; complex ones too. Each sum in the order that
+  // Small products whole, from operands as they lie. Each sum in the order that
   // the tile has.
   void (*small)(Dtype dtype, const SmallProducts& products) = nullptr;
 
@@ -111,10 +111,16 @@ struct GemmKernels {
 
 const GemmKernels<float>& gemm_kernels_scalar(float);
 const GemmKernels<double>& gemm_kernels_scalar(double);
+const GemmKernels<Complex<float>>& gemm_kernels_scalar(Complex<float>);
+const GemmKernels<Complex<double>>& gemm_kernels_scalar(Complex<double>);
 const GemmKernels<float>& gemm_kernels_avx2(float);
 const GemmKernels<double>& gemm_kernels_avx2(double);
+const GemmKernels<Complex<float>>& gemm_kernels_avx2(Complex<float>);
+const GemmKernels<Complex<double>>& gemm_kernels_avx2(Complex<double>);
 const GemmKernels<float>& gemm_kernels_avx512(float);
 const GemmKernels<double>& gemm_kernels_avx512(double);
+const GemmKernels<Complex<float>>& gemm_kernels_avx512(Complex<float>);
+const GemmKernels<Complex<double>>& gemm_kernels_avx512(Complex<double>);
 const GemmKernels<float, BfPair>& gemm_kernels_avx512bf16();
 const GemmKernels<float, BfPair>& gemm_kernels_amxbf16();
 

@@ -17,10 +17,14 @@ constexpr int kTileVectors = 2;
 
 constexpr GemmKernels<float> kFloat = make_gemm_kernels<float>();
 constexpr GemmKernels<double> kDouble = make_gemm_kernels<double>();
+constexpr GemmKernels<Complex<float>> kComplexFloat = make_complex_gemm_kernels<float>();
+constexpr GemmKernels<Complex<double>> kComplexDouble = make_complex_gemm_kernels<double>();
 
 }  // namespace
 
 const GemmKernels<float>& gemm_kernels_scalar(float) { return kFloat; }
 const GemmKernels<double>& gemm_kernels_scalar(double) { return kDouble; }
+const GemmKernels<Complex<float>>& gemm_kernels_scalar(Complex<float>) { return kComplexFloat; }
+const GemmKernels<Complex<double>>& gemm_kernels_scalar(Complex<double>) { return kComplexDouble; }
 
 }  // namespace matcalc::cpu

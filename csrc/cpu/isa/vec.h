@@ -12,7 +12,6 @@
 //   a + b, a - b, a * b, fma(a, b, c) = a * b + c, reduce_add(v)
 //   interleave(a, b, low, high)       low = a0 b0 a1 b1 ..., of the first halves; high of the
 //   second
-//   deinterleave(low, high, a, b)     the way back
 //   swap_pairs(v)                     v1 v0 v3 v2 ...
 //
 // T = float also loads and stores Bf16 and F16: widened exactly, rounded to nearest even; a NaN

@@ -154,18 +154,6 @@ inline void interleave(Vec<double> a, Vec<double> b, Vec<double>& low, Vec<doubl
   low = {_mm256_permute2f128_pd(even, odd, 0x20)};
   high = {_mm256_permute2f128_pd(even, odd, 0x31)};
 }
-inline void deinterleave(Vec<float> low, Vec<float> high, Vec<float>& a, Vec<float>& b) {
-  const __m256 first = _mm256_permute2f128_ps(low.v, high.v, 0x20);
-  const __m256 second = _mm256_permute2f128_ps(low.v, high.v, 0x31);
-  a = {_mm256_shuffle_ps(first, second, 0x88)};
-  b = {_mm256_shuffle_ps(first, second, 0xdd)};
-}
-inline void deinterleave(Vec<double> low, Vec<double> high, Vec<double>& a, Vec<double>& b) {
-  const __m256d first = _mm256_permute2f128_pd(low.v, high.v, 0x20);
-  const __m256d second = _mm256_permute2f128_pd(low.v, high.v, 0x31);
-  a = {_mm256_unpacklo_pd(first, second)};
-  b = {_mm256_unpackhi_pd(first, second)};
-}
 inline Vec<float> swap_pairs(Vec<float> a) { return {_mm256_permute_ps(a.v, 0xb1)}; }
 inline Vec<double> swap_pairs(Vec<double> a) { return {_mm256_permute_pd(a.v, 0x5)}; }
 

@@ -57,11 +57,6 @@ struct Vec<float> {
   static inline Vec load(const T* p, int64_t n) {
     return {widen16(_mm256_maskz_loadu_epi16(first_lanes16(n), p), p)};
   }
-  // p[0] ... p[7], then p[1] p[0] p[3] p[2] ...: swap_pairs() of them.
-  static inline Vec load_and_swapped(const float* p) {
-    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 1, 0, 3, 2, 5, 4, 7, 6);
-    return {_mm512_maskz_permutexvar_ps(kAll, lanes, _mm512_castps256_ps512(_mm256_loadu_ps(p)))};
-  }
   inline Vec first(int64_t n) const { return {_mm512_maskz_mov_ps(first_lanes16(n), v)}; }
   inline void store(float* p) const { _mm512_storeu_ps(p, v); }
   inline void store(float* p, int64_t n) const { _mm512_mask_storeu_ps(p, first_lanes16(n), v); }
@@ -136,16 +131,6 @@ inline void interleave(Vec<float> a, Vec<float> b, Vec<float>& low, Vec<float>& 
 inline void interleave(Vec<double> a, Vec<double> b, Vec<double>& low, Vec<double>& high) {
   low = {_mm512_permutex2var_pd(a.v, _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), b.v)};
   high = {_mm512_permutex2var_pd(a.v, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15), b.v)};
-}
-inline void deinterleave(Vec<float> low, Vec<float> high, Vec<float>& a, Vec<float>& b) {
-  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-  const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-  a = {_mm512_permutex2var_ps(low.v, even, high.v)};
-  b = {_mm512_permutex2var_ps(low.v, odd, high.v)};
-}
-inline void deinterleave(Vec<double> low, Vec<double> high, Vec<double>& a, Vec<double>& b) {
-  a = {_mm512_permutex2var_pd(low.v, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), high.v)};
-  b = {_mm512_permutex2var_pd(low.v, _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15), high.v)};
 }
 inline Vec<float> swap_pairs(Vec<float> a) { return {_mm512_maskz_permute_ps(kAll, a.v, 0xb1)}; }
 inline Vec<double> swap_pairs(Vec<double> a) { return {_mm512_maskz_permute_pd(0xff, a.v, 0x55)}; }

@@ -107,13 +107,6 @@ inline void interleave(Vec<double> a, Vec<double> b, Vec<double>& low, Vec<doubl
   low = {Double2{a.v[0], b.v[0]}};
   high = {Double2{a.v[1], b.v[1]}};
 }
-inline void deinterleave(Vec<float> low, Vec<float> high, Vec<float>& a, Vec<float>& b) {
-  a = {Float4{low.v[0], low.v[2], high.v[0], high.v[2]}};
-  b = {Float4{low.v[1], low.v[3], high.v[1], high.v[3]}};
-}
-inline void deinterleave(Vec<double> low, Vec<double> high, Vec<double>& a, Vec<double>& b) {
-  interleave(low, high, a, b);
-}
 inline Vec<float> swap_pairs(Vec<float> a) { return {Float4{a.v[1], a.v[0], a.v[3], a.v[2]}}; }
 inline Vec<double> swap_pairs(Vec<double> a) { return {Double2{a.v[1], a.v[0]}}; }
 
