@@ -21,7 +21,7 @@ using Dim = ContractionDim;
 // A product with few columns, or rows, takes the path of the vectors otherwise, one of bfloat16
 // that of the pairs, which add in other orders: there the other dimension, from nine on, has no
 // say.
-constexpr int64_t kCols = 32, kDepth = 32, kFew = 4, kUnderNine = 8;
+constexpr int64_t kCols = 32, kFew = 4, kUnderNine = 8, kElements = 256;
 struct Limits {
   int64_t cols;
   int64_t depth;     // with few columns
@@ -29,10 +29,10 @@ struct Limits {
   int64_t rows;
   int64_t any_elements;  // the same for any number of rows
 };
-constexpr Limits kReal = {kCols, 16, kSmallGathered, 1024, 64};
-constexpr Limits kComplex = {kCols, 8, kSmallGathered, 0, kSmallGathered};
+constexpr Limits kReal = {kCols, 16, kElements, 1024, 64};
+constexpr Limits kComplex = {kCols, 8, kElements, 0, kElements};
 constexpr Limits kFloat16 = {kCols, 4, 144, 16, 0};
-constexpr Limits kBFloat16 = {kUnderNine, 8, kSmallGathered, kUnderNine, 0};
+constexpr Limits kBFloat16 = {kUnderNine, 8, kElements, kUnderNine, 0};
 // A B whose columns are not contiguous is gathered: to make up for it, it meets so many rows or has
 // so few elements.
 constexpr int64_t kGatheringRows = 4, kGatheredAtOnce = 64;
@@ -56,7 +56,8 @@ bool is_small(const Contraction& op) {
   if (!plain || op.k.count != 1 || op.m.count > 1 || op.n.count > 1) return false;
   const Limits& most = limits(op.dtype);
   const int64_t rows = op.m.numel(), cols = op.n.numel(), depth = op.k[0].size;
-  if (cols > (rows <= kFew ? kUnderNine : most.cols) || depth > kDepth || depth == 0) return false;
+  if (cols > (rows <= kFew ? kUnderNine : most.cols) || depth > kSmallDepth || depth == 0)
+    return false;
   const int64_t elements = rows <= most.rows ? most.elements : most.any_elements;
   if (cols <= kFew ? depth > most.depth : cols * depth > elements) return false;
   if (cols == 1) return true;

@@ -53,8 +53,7 @@ struct SmallProducts {
   int64_t a_step, b_step, c_step;
   bool conj_a, conj_b;
 };
-// The most elements of a B whose columns are not contiguous.
-constexpr int64_t kSmallGathered = 256;
+constexpr int64_t kSmallDepth = 32;  // the most
 
 // Two bfloat16 numbers that follow each other along the depth of a product: what instructions for
 // dot products of pairs take. The first is in the low half.
