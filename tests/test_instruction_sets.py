@@ -195,6 +195,22 @@ def test_nan_and_infinity_stay_where_they_are(isa, dtype):
     assert torch.equal(got.isneginf(), expected.isneginf())
 
 
+@pytest.mark.parametrize("n", (16, 70))
+def test_complex_numbers_are_moved_without_arithmetic(isa, n):
+    """A real number, read as the double of the same bits, is one that a processor may flush."""
+    a, b = (torch.randn(n, n).to(torch.complex64) for _ in range(2))
+    expected = a.real.double() @ b.real.double()
+    torch.set_flush_denormal(True)
+    try:
+        got = matcalc_ext.matmul(a.mT.contiguous().mT, b.mT.contiguous().mT)
+        other = matcalc_ext.matmul(a, b)
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(got, other)
+    assert torch.equal(got.imag, torch.zeros(n, n))
+    torch.testing.assert_close(got.real.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_an_unknown_name_is_refused():
     with pytest.raises(RuntimeError, match="avx1024"):
         _C.set_cpu_isa("avx1024")
