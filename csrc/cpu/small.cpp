@@ -56,8 +56,8 @@ bool is_small(const Contraction& op) {
   if (!plain || op.k.count != 1 || op.m.count > 1 || op.n.count > 1) return false;
   const Limits& most = limits(op.dtype);
   const int64_t rows = op.m.numel(), cols = op.n.numel(), depth = op.k[0].size;
-  if (cols > (rows <= kFew ? kUnderNine : most.cols) || depth > kSmallDepth || depth == 0)
-    return false;
+  if (cols > (rows <= kFew ? kUnderNine : most.cols)) return false;
+  if (depth > kSmallDepth || depth == 0) return false;
   const int64_t elements = rows <= most.rows ? most.elements : most.any_elements;
   if (cols <= kFew ? depth > most.depth : cols * depth > elements) return false;
   if (cols == 1) return true;

@@ -22,9 +22,10 @@ ContractionBuilder::ContractionBuilder(const Call& call, Factor a, Factor s, Fac
   op_.bias = nullptr;
   op_.c = c;
   op_.bias_stride = 0;
-  op_.conj_a = a.conj;
-  op_.conj_s = s.conj;
-  op_.conj_b = b.conj;
+  const bool complex = is_complex(op_.dtype);  // of real numbers a conjugate is the number
+  op_.conj_a = complex && a.conj;
+  op_.conj_s = complex && s.conj;
+  op_.conj_b = complex && b.conj;
   op_.fold = Fold::kNone;
   op_.scale = 1;
   op_.device = call.device_index;

@@ -53,7 +53,7 @@ struct SmallProducts {
   int64_t a_step, b_step, c_step;
   bool conj_a, conj_b;
 };
-constexpr int64_t kSmallDepth = 32;  // the most
+constexpr int64_t kSmallDepth = 32;  // the largest depth of a small product
 
 // Two bfloat16 numbers that follow each other along the depth of a product: what instructions for
 // dot products of pairs take. The first is in the low half.
@@ -95,8 +95,8 @@ struct GemmKernels {
   using Pack = void (*)(Dtype dtype, P* dst, int64_t panel, int64_t width, int64_t depth,
                         const PackSource& source);
   Pack pack_rows, pack_cols;
-  // Small products whole, from operands as they lie. Each sum in the order that
-  // the tile has.
+
+  // Small products whole, from operands as they lie. Each sum in the order that the tile has.
   void (*small)(Dtype dtype, const SmallProducts& products) = nullptr;
 
   // Storage to accumulator and back, `count` elements with the given element steps.
