@@ -10,7 +10,9 @@ namespace {
 
 constexpr int kVectorRegisters = 16;
 
-// The first n lanes set, for the masked loads and stores, which touch no memory of the others.
+// The first n lanes set, for the masked loads, which touch no memory of the others. A masked store
+// is 18 operations on AMD's processors up to Zen 3: what is stored of a register, which may be all
+// of it, goes by halves (products of 8 x 8 take half the time, of 16 x 16 two thirds).
 inline __m256i first_lanes32(int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),
                             _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -102,7 +104,24 @@ struct Vec<float> {
     return {_mm256_and_ps(v, _mm256_castsi256_ps(first_lanes32(n)))};
   }
   inline void store(float* p) const { _mm256_storeu_ps(p, v); }
-  inline void store(float* p, int64_t n) const { _mm256_maskstore_ps(p, first_lanes32(n), v); }
+  inline void store(float* p, int64_t n) const {
+    if (n >= kWidth) {
+      store(p);
+      return;
+    }
+    __m128 part = _mm256_castps256_ps128(v);
+    if (n & 4) {
+      _mm_storeu_ps(p, part);
+      part = _mm256_extractf128_ps(v, 1);
+      p += 4;
+    }
+    if (n & 2) {
+      _mm_storel_pi(reinterpret_cast<__m64*>(p), part);
+      part = _mm_movehl_ps(part, part);
+      p += 2;
+    }
+    if (n & 1) _mm_store_ss(p, part);
+  }
   template <class T>
   inline void store(T* p) const {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow8(v, p));
@@ -128,7 +147,19 @@ struct Vec<double> {
     return {_mm256_and_pd(v, _mm256_castsi256_pd(first_lanes64(n)))};
   }
   inline void store(double* p) const { _mm256_storeu_pd(p, v); }
-  inline void store(double* p, int64_t n) const { _mm256_maskstore_pd(p, first_lanes64(n), v); }
+  inline void store(double* p, int64_t n) const {
+    if (n >= kWidth) {
+      store(p);
+      return;
+    }
+    __m128d part = _mm256_castpd256_pd128(v);
+    if (n & 2) {
+      _mm_storeu_pd(p, part);
+      part = _mm256_extractf128_pd(v, 1);
+      p += 2;
+    }
+    if (n & 1) _mm_store_sd(p, part);
+  }
 };
 
 inline Vec<float> operator+(Vec<float> a, Vec<float> b) { return {_mm256_add_ps(a.v, b.v)}; }
