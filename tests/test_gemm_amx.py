@@ -32,6 +32,7 @@ def amx():
     sources = {
         FOLDER / "module.cpp": [],
         ROOT / "csrc" / "cpu" / "gemm.cpp": [],
+        ROOT / "csrc" / "cpu" / "packing.cpp": [],
         ROOT / "csrc" / "cpu" / "isa" / "gemm_amxbf16.cpp": emulated,
     }
     return load_library(*compile_library(BUILD, "_amx", flags, sources))

@@ -72,12 +72,6 @@ constexpr Dtype native() {
 // with a quarter 1 %), or of one MiB where that is more.
 int64_t block_bytes() { return std::max<int64_t>(caches().l2_bytes, 1 << 20) / 8 * 3; }
 
-// Steps along k for which several panels of A are packed in turn, where their rows share lines.
-constexpr int64_t kSharedLines = 32;
-
-// Steps along k of a B whose rows are contiguous that are packed for all panels of columns in turn.
-constexpr int64_t kRowsAcross = 64;
-
 // Around the tiles that a thread computes in a row.
 class TileState {
  public:
@@ -113,7 +107,7 @@ struct Product<T, P>::Block {
   int64_t sharing;                        // panels of A whose rows share lines of memory
   int64_t n0, group;                      // a group of columns, n0 ... n0 + group
   int64_t j0, cols;                       // a block of them, n0 + j0 ... n0 + j0 + cols
-  int64_t k0, depth;
+  PackOffsets offsets;                    // of them, and of a block of the depth
   bool b_in_place;
   bool b_kept;          // each block of B is packed once, for all rows
   bool stored_early;    // C is summed in the buffer and has but one block of depth
@@ -125,16 +119,15 @@ struct Product<T, P>::Block {
   P* packed_a;  // [packed rows / mr][packed depth][mr]
   T* buffer;    // [buffer rows][ld_buffer]
   int64_t ld_buffer;
-  T* bias;                                    // [max_group]
-  int64_t *k_a, *k_s, *k_b, *k_b2, *k_index;  // [kc]
-  int64_t *n_b, *n_b2, *n_index, *n_c;        // [group]
-  int64_t *m_a, *m_s;                         // [packed rows]
+  T* bias;       // [max_group]
+  int64_t* n_c;  // [max_group]
 };
 
 template <class T, class P>
 Product<T, P>::Product(const Contraction& op, const GemmKernels<T, P>& kernels, bool bias_on_rows)
     : op_(op),
       kernels_(kernels),
+      packing_(op, kernels),
       bias_on_rows_(bias_on_rows),
       tile_(tile_of(kernels, op)),
       rows_(op.m.numel()),
@@ -232,7 +225,7 @@ bool Product<T, P>::reads_b_in_place(int64_t rows, int64_t cols) const {
 template <class T, class P>
 typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_t n0,
                                                   int64_t n1) const {
-  const int64_t mr = kernels_.mr, nr = kernels_.nr, panel_rows = tile_rows();
+  const int64_t mr = kernels_.mr, nr = kernels_.nr;
   const int64_t rows = m1 - m0, all_cols = round_up(n1 - n0, nr);
   const int64_t depth = std::min(depth_block(), depth_);
   Block block{};
@@ -240,23 +233,23 @@ typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_
   const bool one_depth = depth == depth_;
   block.stored_early = !c_in_place_ && one_depth;
   // A block that is less deep than others has more columns.
-  const int64_t packed = std::max<int64_t>(packed_depth(depth), 1);
-  const int64_t wider = packed_depth(depth_block()) / packed;
+  const int64_t packed = std::max<int64_t>(kernels_.packed_depth(depth), 1);
+  const int64_t wider = kernels_.packed_depth(depth_block()) / packed;
   const int64_t block_cols = kernels_.block_cols(block_bytes());
   block.max_cols = std::min(all_cols, block_cols * (one_depth ? std::min(wider, kMostWider) : 1));
   block.max_rows = rows;
   block.max_group = block.max_cols;
   if (!c_in_place_ && !one_depth) {
     const int64_t most = a_in_place_ ? kRowsInPlace : kRows;
-    block.max_rows = std::min(most / panel_rows * panel_rows, rows);
+    block.max_rows = std::min(most / mr * mr, rows);
     const int64_t row_bytes = block.max_rows * static_cast<int64_t>(sizeof(T));
     const int64_t blocks = std::max<int64_t>(1, kGroupBytes / (row_bytes * block.max_cols));
     block.max_group = std::min(blocks * block.max_cols, all_cols);
   } else if (all_cols > block.max_cols) {
     if (!a_in_place_) {
       const int64_t row_bytes = packed * static_cast<int64_t>(sizeof(P));
-      const int64_t most = std::max<int64_t>(kernels_.packed_bytes / row_bytes, panel_rows);
-      block.max_rows = std::min(most / panel_rows * panel_rows, rows);
+      const int64_t most = std::max<int64_t>(kernels_.packed_bytes / row_bytes, mr);
+      block.max_rows = std::min(most / mr * mr, rows);
     }
     block.max_group =
         std::min(std::max(kGroupCols / block.max_cols, int64_t{1}) * block.max_cols, all_cols);
@@ -269,46 +262,39 @@ typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_
   // apart do not stay in the cache; with two it is the slower way. What is packed for several
   // blocks of columns is packed four lines at a time.
   const bool neighbours = !a_in_place_ && m_a_ == 1 && k_a_ != 1 && k_a_ != kNoStep;
-  const int64_t shared = (again ? 4 * kLine : kLine) / (panel_rows * size_a_);
+  const int64_t shared = (again ? 4 * kLine : kLine) / (mr * size_a_);
   block.sharing = neighbours && shared >= 4 ? shared : 1;
-  const int64_t together = block.sharing * panel_rows;
-  block.packed_rows = round_up(again ? block.max_rows : panel_rows, together);
+  const int64_t together = block.sharing * mr;
+  block.packed_rows = round_up(again ? block.max_rows : mr, together);
   block.buffer_rows = block.max_rows;
   if (block.stored_early) {
     const int64_t row_bytes = block.max_cols * static_cast<int64_t>(sizeof(T));
     const int64_t some = std::max<int64_t>(kBufferBytes / row_bytes, 1);
-    block.buffer_rows = std::min(round_up(some, panel_rows), rows);
+    block.buffer_rows = std::min(round_up(some, mr), rows);
   }
 
-  const bool b_packed = !block.b_in_place, any_packed = b_packed || !a_in_place_;
+  const bool b_packed = !block.b_in_place;
   const int64_t cols = block.max_group;
   const int64_t size_b =
-      b_packed ? (block.b_kept ? cols : block.max_cols) * packed_depth(depth) : 0;
-  const bool all_in_place = in_place(panel_rows) && in_place(rows % panel_rows);
+      b_packed ? (block.b_kept ? cols : block.max_cols) * kernels_.packed_depth(depth) : 0;
+  const bool all_in_place = in_place(mr) && in_place(rows % mr);
   const int64_t size_m = all_in_place ? 0 : block.packed_rows;
-  const int64_t size_a = size_m / panel_rows * mr * packed_depth(depth);
+  const int64_t size_a = size_m * kernels_.packed_depth(depth);
   const int64_t buffer_cols = block.stored_early ? block.max_cols : cols;
   const int64_t size_buffer = c_in_place_ ? 0 : block.buffer_rows * buffer_cols;
-  const int64_t size_k = any_packed ? depth : 0;
+  const int64_t size_k = b_packed || !a_in_place_ ? depth : 0, size_n = b_packed ? cols : 0;
   Scratch& scratch = Scratch::local();
   scratch.reserve(Scratch::size_of<P>(size_b) + Scratch::size_of<P>(size_a) +
                   Scratch::size_of<T>(size_buffer) + Scratch::size_of<T>(cols) +
-                  5 * Scratch::size_of<int64_t>(size_k) + 4 * Scratch::size_of<int64_t>(cols) +
-                  2 * Scratch::size_of<int64_t>(size_m));
+                  Scratch::size_of<int64_t>(cols) + PackOffsets::bytes(size_k, size_n, size_m));
   block.packed_b = scratch.template take<P>(size_b);
   block.packed_a = scratch.template take<P>(size_a);
   block.buffer = scratch.template take<T>(size_buffer);
   block.ld_buffer =
       m_c_ == n1 - n0 ? std::min(buffer_cols, n1 - n0) : buffer_cols;  // as C's, if dense
   block.bias = scratch.template take<T>(cols);
-  for (int64_t** list : {&block.k_a, &block.k_s, &block.k_b, &block.k_b2, &block.k_index}) {
-    *list = any_packed ? scratch.template take<int64_t>(size_k) : nullptr;
-  }
-  for (int64_t** list : {&block.n_b, &block.n_b2, &block.n_index, &block.n_c}) {
-    *list = scratch.template take<int64_t>(cols);
-  }
-  block.m_a = scratch.template take<int64_t>(size_m);
-  block.m_s = scratch.template take<int64_t>(size_m);
+  block.n_c = scratch.template take<int64_t>(cols);
+  block.offsets.take(scratch, size_k, size_n, size_m);
   return block;
 }
 
@@ -318,12 +304,14 @@ void Product<T, P>::compute_blocks(Block& block, const Item& item, int64_t m0, i
   for (int64_t i0 = m0; i0 < m1; i0 += block.max_rows) {
     const int64_t i1 = std::min(m1, i0 + block.max_rows);
     for (int64_t g0 = n0; g0 < n1; g0 += block.max_group) {
-      load_cols(block, g0, std::min(g0 + block.max_group, n1));
+      block.n0 = g0;
+      block.group = std::min(block.max_group, n1 - g0);
+      packing_.load_cols(block.offsets, g0, g0 + block.group);
       block.accumulate = op_.bias != nullptr && c_in_place_;
       if (op_.bias != nullptr) load_bias(item, i0, i1, block);
       int64_t k0 = 0;
       do {  // once for an empty depth: C is then the bias or zero
-        load_depth(block, k0, std::min(depth_, k0 + depth_block()));
+        packing_.load_depth(block.offsets, k0, std::min(depth_, k0 + depth_block()));
         for (block.j0 = 0; block.j0 < block.group; block.j0 += block.max_cols) {
           block.cols = std::min(block.max_cols, block.group - block.j0);
           load_b(block, item, i0 == m0);
@@ -340,24 +328,25 @@ void Product<T, P>::compute_blocks(Block& block, const Item& item, int64_t m0, i
 // One block of columns and of depth: each panel of A meets each panel of B.
 template <class T, class P>
 void Product<T, P>::compute_panels(Block& block, const Item& item, int64_t i0, int64_t i1) const {
-  const int64_t mr = kernels_.mr, nr = kernels_.nr, panel_rows = tile_rows();
-  const int64_t depth = packed_depth(block.depth);
+  const int64_t mr = kernels_.mr, nr = kernels_.nr;
+  const int64_t depth = kernels_.packed_depth(block.offsets.depth);
   const int64_t step_b = block.b_in_place ? nr : nr * depth;
   const bool all_packed = block.j0 > 0 && block.packed_rows >= i1 - i0;
-  for (int64_t i = i0; i < i1; i += panel_rows) {
-    const int64_t rows = std::min(panel_rows, i1 - i);
+  for (int64_t i = i0; i < i1; i += mr) {
+    const int64_t rows = std::min(mr, i1 - i);
     const P* a;
     int64_t a_row = 1, a_col = mr;
     if (in_place(rows)) {
-      a = reinterpret_cast<const P*>(item.a + (i * m_a_ + block.k0 * k_a_) * size_a_);
+      a = reinterpret_cast<const P*>(item.a + (i * m_a_ + block.offsets.k0 * k_a_) * size_a_);
       a_row = m_a_ / kPair;
       a_col = kPair == 1 ? k_a_ : 1;
     } else {
       const int64_t row = (i - i0) % block.packed_rows;
-      if (row == 0 && block.depth > 0 && !all_packed) {
-        pack_a(block, item, i, std::min(block.packed_rows, i1 - i));
+      if (row == 0 && block.offsets.depth > 0 && !all_packed) {
+        packing_.pack_a(block.offsets, item.a, item.s, i, std::min(block.packed_rows, i1 - i),
+                        block.sharing, block.packed_a);
       }
-      a = block.packed_a + row / panel_rows * mr * depth;
+      a = block.packed_a + row * depth;
     }
     const int64_t in_buffer = (i - i0) % block.buffer_rows;
     T* c = block.buffer + in_buffer * block.ld_buffer + (block.stored_early ? 0 : block.j0);
@@ -370,39 +359,9 @@ void Product<T, P>::compute_panels(Block& block, const Item& item, int64_t i0, i
       tile_(rows, std::min(nr, block.cols - j), depth, a, a_row, a_col, block.b + j / nr * step_b,
             block.ldb, c + j, ldc, block.accumulate);
     }
-    if (block.stored_early && (in_buffer + panel_rows >= block.buffer_rows || i + rows == i1)) {
+    if (block.stored_early && (in_buffer + mr >= block.buffer_rows || i + rows == i1)) {
       store(item, i - in_buffer, i + rows, block.j0, block.cols, block);
     }
-  }
-}
-
-// The offsets of one group of columns.
-template <class T, class P>
-void Product<T, P>::load_cols(Block& block, int64_t n0, int64_t n1) const {
-  block.n0 = n0;
-  block.group = n1 - n0;
-  if (block.b_in_place) return;
-  offsets_of(op_.n, &Dim::b, n0, n1, block.n_b);
-  if (op_.fold != Fold::kNone) {
-    offsets_of(op_.n, &Dim::b2, n0, n1, block.n_b2);
-    const int64_t size = op_.n.count == 0 ? 1 : op_.n[op_.n.count - 1].size;
-    for (int64_t j = n0; j < n1; ++j) block.n_index[j - n0] = j % size;
-  }
-}
-
-// The offsets of one block of depth.
-template <class T, class P>
-void Product<T, P>::load_depth(Block& block, int64_t k0, int64_t k1) const {
-  block.k0 = k0;
-  block.depth = k1 - k0;
-  if (block.k_a == nullptr) return;
-  offsets_of(op_.k, &Dim::a, k0, k1, block.k_a);
-  offsets_of(op_.k, &Dim::b, k0, k1, block.k_b);
-  if (op_.s != nullptr) offsets_of(op_.k, &Dim::s, k0, k1, block.k_s);
-  if (op_.fold != Fold::kNone) {
-    offsets_of(op_.k, &Dim::b2, k0, k1, block.k_b2);
-    const int64_t size = op_.k.count == 0 ? 1 : op_.k[op_.k.count - 1].size;
-    for (int64_t k = k0; k < k1; ++k) block.k_index[k - k0] = k % size;
   }
 }
 
@@ -410,134 +369,17 @@ void Product<T, P>::load_depth(Block& block, int64_t k0, int64_t k1) const {
 template <class T, class P>
 void Product<T, P>::load_b(Block& block, const Item& item, bool first_rows) const {
   if (block.b_in_place) {
-    block.b = reinterpret_cast<const P*>(item.b) + (block.n0 + block.j0) * n_b_ + block.k0 * k_b_;
+    block.b =
+        reinterpret_cast<const P*>(item.b) + (block.n0 + block.j0) * n_b_ + block.offsets.k0 * k_b_;
     block.ldb = k_b_;
-  } else if (block.depth > 0) {
-    P* const packed = block.packed_b + (block.b_kept ? block.j0 * packed_depth(block.depth) : 0);
-    if (first_rows || !block.b_kept) pack_b(block, item, packed);
+  } else if (block.offsets.depth > 0) {
+    P* const packed =
+        block.packed_b + (block.b_kept ? block.j0 * kernels_.packed_depth(block.offsets.depth) : 0);
+    if (first_rows || !block.b_kept) {
+      packing_.pack_b(block.offsets, item.b, block.j0, block.cols, packed);
+    }
     block.b = packed;
     block.ldb = kernels_.nr;
-  }
-}
-
-template <class T, class P>
-void Product<T, P>::pack_b(const Block& block, const Item& item, P* packed) const {
-  const int64_t nr = kernels_.nr;
-  PackSource source{};
-  source.src = item.b;
-  source.k_offset = block.k_b;
-  source.k_step = k_b_;
-  source.fold = op_.fold;
-  source.k_offset2 = block.k_b2;
-  source.k_step2 = uniform_step(op_.k, &Dim::b2, kNoStep);
-  source.k_index = block.k_index;
-  source.factor = 1;
-  // A row of B in memory is a few lines to each panel: so many rows at a time are packed across all
-  // panels, before the processor loses sight of their pages.
-  const bool by_rows = n_b_ == 1 && k_b_ != kNoStep && op_.fold == Fold::kNone;
-  const int64_t chunk = by_rows ? kRowsAcross : block.depth;
-  for (int64_t k = 0; k < block.depth; k += chunk) {
-    const int64_t depth = std::min(chunk, block.depth - k);
-    source.k_offset = block.k_b + k;
-    for (int64_t j = 0; j < block.cols; j += nr) {
-      const int64_t width = std::min(nr, block.cols - j);
-      source.w_offset = block.n_b + block.j0 + j;
-      source.w_offset2 = block.n_b2 + block.j0 + j;
-      source.w_index = block.n_index + block.j0 + j;
-      P* panel = packed + j * packed_depth(block.depth) + packed_depth(k) * nr;
-      pack_runs(kernels_.pack_cols, block, op_.dtype_b, &Dim::b, panel, nr, width, depth, source);
-    }
-  }
-}
-
-// Rows i ... i + rows of A, a panel after the other.
-template <class T, class P>
-void Product<T, P>::pack_a(Block& block, const Item& item, int64_t i, int64_t rows) const {
-  offsets_of(op_.m, &Dim::a, i, i + rows, block.m_a);
-  PackSource source{};
-  source.src = item.a;
-  source.k_offset = block.k_a;
-  source.k_step = k_a_;
-  source.conj = op_.conj_a;
-  source.fold = Fold::kNone;
-  source.factor = op_.scale;
-  if (op_.s != nullptr) {
-    offsets_of(op_.m, &Dim::s, i, i + rows, block.m_s);
-    source.scale = item.s;
-    source.scale_k_offset = block.k_s;
-    source.scale_k_step = uniform_step(op_.k, &Dim::s, kNoStep);
-    source.conj_scale = op_.conj_s;
-  }
-  // The next panel of a tall A, whose rows are too short for the hardware to see them coming.
-  const int64_t span = small_span(rows, m_a_, block.depth, k_a_, size_a_);
-  if (span > 0 && i + 2 * rows <= rows_) fetch<0>(item.a + (i + rows) * m_a_ * size_a_, span);
-  const int64_t together = block.sharing * tile_rows();
-  P* dst = block.packed_a;
-  for (int64_t row = 0; row < rows; row += together) {
-    source.w_offset = block.m_a + row;
-    source.scale_w_offset = block.m_s + row;
-    pack_panels(block, item, std::min(together, rows - row), source, dst);
-    dst += block.sharing * kernels_.mr * packed_depth(block.depth);
-  }
-}
-
-// Panels whose rows share lines of memory, so many steps of the depth at a time.
-template <class T, class P>
-void Product<T, P>::pack_panels(const Block& block, const Item& item, int64_t rows,
-                                PackSource source, P* packed) const {
-  const int64_t mr = kernels_.mr, panel_rows = tile_rows();
-  if (rows <= panel_rows) {
-    pack_runs(kernels_.pack_rows, block, op_.dtype_a, &Dim::a, packed, mr, rows, block.depth,
-              source);
-    return;
-  }
-  const int64_t* w_offset = source.w_offset;
-  const int64_t* scale_w_offset = source.scale_w_offset;
-  for (int64_t k = 0; k < block.depth; k += kSharedLines) {
-    const int64_t depth = std::min(kSharedLines, block.depth - k);
-    P* dst = packed + packed_depth(k) * mr;
-    source.k_offset = block.k_a + k;
-    if (op_.s != nullptr) source.scale_k_offset = block.k_s + k;
-    // The lines of the next panels, which no hardware fetches early.
-    const char* next = item.a + (w_offset[0] + rows) * size_a_;
-    for (int64_t i = k; i < k + depth; ++i) {
-      __builtin_prefetch(next + block.k_a[i] * size_a_, 0, 2);
-    }
-    for (int64_t row = 0; row < rows; row += panel_rows) {
-      const int64_t width = std::min(panel_rows, rows - row);
-      source.w_offset = w_offset + row;
-      source.scale_w_offset = scale_w_offset + row;
-      kernels_.pack_rows(op_.dtype_a, dst, mr, width, depth, source);
-      dst += mr * packed_depth(block.depth);
-    }
-  }
-}
-
-// Packs one panel, or `depth` steps of it. Where several dimensions make up the depth, the steps
-// along the innermost one are still fixed: its runs are packed one after the other.
-template <class T, class P>
-void Product<T, P>::pack_runs(typename GemmKernels<T, P>::Pack pack, const Block& block,
-                              Dtype dtype, int64_t Dim::* stride, P* dst, int64_t panel,
-                              int64_t width, int64_t depth, PackSource source) const {
-  const bool uniform =
-      source.k_step != kNoStep && (source.scale == nullptr || source.scale_k_step != kNoStep);
-  if (uniform || op_.k.count < 2 || source.fold != Fold::kNone) {
-    pack(dtype, dst, panel, width, depth, source);
-    return;
-  }
-  const Dim& inner = op_.k[op_.k.count - 1];
-  const int64_t* k_offset = source.k_offset;
-  const int64_t* scale_k_offset = source.scale_k_offset;
-  for (int64_t k = 0; k < depth;) {
-    const int64_t run = std::min(depth - k, inner.size - (block.k0 + k) % inner.size);
-    source.k_offset = k_offset + k;
-    source.k_step = inner.*stride;
-    if (source.scale != nullptr) {
-      source.scale_k_offset = scale_k_offset + k;
-      source.scale_k_step = inner.s;
-    }
-    pack(dtype, dst + packed_depth(k) * panel, panel, width, run, source);
-    k += run;
   }
 }
 

@@ -3,11 +3,11 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "../kernels.h"
 #include "ahead.h"
 #include "isa/gemm_kernels.h"
+#include "packing.h"
 
 namespace matcalc::cpu {
 
@@ -46,16 +46,7 @@ class Product {
   void compute_blocks(Block& block, const Item& item, int64_t m0, int64_t m1, int64_t n0,
                       int64_t n1) const;
   void compute_panels(Block& block, const Item& item, int64_t i0, int64_t i1) const;
-  void load_cols(Block& block, int64_t n0, int64_t n1) const;
-  void load_depth(Block& block, int64_t k0, int64_t k1) const;
   void load_b(Block& block, const Item& item, bool first_rows) const;
-  void pack_b(const Block& block, const Item& item, P* packed) const;
-  void pack_a(Block& block, const Item& item, int64_t i, int64_t rows) const;
-  void pack_panels(const Block& block, const Item& item, int64_t rows, PackSource source,
-                   P* packed) const;
-  void pack_runs(typename GemmKernels<T, P>::Pack pack, const Block& block, Dtype dtype,
-                 int64_t ContractionDim::* stride, P* dst, int64_t panel, int64_t width,
-                 int64_t depth, PackSource source) const;
   void load_bias(const Item& item, int64_t m0, int64_t m1, const Block& block) const;
   void store(const Item& item, int64_t m0, int64_t m1, int64_t j0, int64_t cols,
              const Block& block) const;
@@ -66,20 +57,16 @@ class Product {
   bool in_place(int64_t rows) const {
     return a_in_place_ && (!kernels_.row_tiles || rows % tile_rows() == 0);
   }
-  static constexpr int64_t kPair = std::is_same_v<P, T> ? 1 : 2;
+  static constexpr int64_t kPair = GemmKernels<T, P>::kPair;
   // Up to a third more than a block is one block too: what C costs twice, n = 512 pays once (1 %).
   int64_t depth_block() const {
     const int64_t block = kernels_.kc * kPair;
     return depth_ > block && depth_ <= block / 3 * 4 ? depth_ : block;
   }
-  // Packed elements along `depth` terms of the sum.
-  int64_t packed_depth(int64_t depth) const {
-    const int64_t packed = (depth + kPair - 1) / kPair;
-    return (packed + kernels_.depth_step - 1) / kernels_.depth_step * kernels_.depth_step;
-  }
 
   const Contraction& op_;
   const GemmKernels<T, P>& kernels_;
+  const Packing<T, P> packing_;
   const bool bias_on_rows_;
   const typename GemmKernels<T, P>::Tile tile_;
   int64_t rows_, cols_, depth_;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../../kernels.h"
 
@@ -73,6 +74,13 @@ struct GemmKernels {
   // costs little (2 % of a product for 2048 rows in float32).
   int packed_bytes = 3 << 20;
 
+  // Terms of a sum that a packed element holds.
+  static constexpr int64_t kPair = std::is_same_v<P, T> ? 1 : 2;
+  // Packed elements along so many terms.
+  int64_t packed_depth(int64_t depth) const {
+    const int64_t packed = (depth + kPair - 1) / kPair;
+    return (packed + depth_step - 1) / depth_step * depth_step;
+  }
   // Columns of a packed block of B that takes so many bytes.
   int64_t block_cols(int64_t bytes) const {
     const int64_t panel_bytes = int64_t{kc} * nr * static_cast<int64_t>(sizeof(P));
