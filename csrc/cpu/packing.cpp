@@ -14,11 +14,6 @@ constexpr int64_t kSharedLines = 32;
 // Steps along k of a B whose rows are contiguous that are packed for all panels of columns in turn.
 constexpr int64_t kRowsAcross = 64;
 
-// The size of the dimension whose strides a fold exchanges.
-int64_t innermost_size(const DimList<ContractionDim>& dims) {
-  return dims.count == 0 ? 1 : dims[dims.count - 1].size;
-}
-
 }  // namespace
 
 void PackOffsets::take(Scratch& scratch, int64_t depth, int64_t cols, int64_t rows) {

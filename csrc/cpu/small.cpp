@@ -149,11 +149,8 @@ void run(const Contraction& op) {
 }  // namespace
 
 bool contract_small(const Contraction& op) {
-  const auto inner = [](const DimList<Dim>& dims) {
-    return dims.count == 0 ? 1 : dims[dims.count - 1].size;
-  };
   const bool column = op.n.count == 0 && op.m.count > 0 && op.m[op.m.count - 1].c == 1;
-  if (column ? inner(op.m) > kUnderNine : inner(op.n) > kCols) return false;
+  if (column ? innermost_size(op.m) > kUnderNine : innermost_size(op.n) > kCols) return false;
   if (!column && op.m.count <= 1 && op.n.count <= 1) {
     if (!is_small(op)) return false;
     run(op);
