@@ -127,7 +127,8 @@ template <class T, class P>
 Product<T, P>::Product(const Contraction& op, const GemmKernels<T, P>& kernels, bool bias_on_rows)
     : op_(op),
       kernels_(kernels),
-      packing_(op, kernels),
+      steps_(op),
+      packing_(op, kernels, steps_),
       bias_on_rows_(bias_on_rows),
       tile_(tile_of(kernels, op)),
       rows_(op.m.numel()),
@@ -136,38 +137,34 @@ Product<T, P>::Product(const Contraction& op, const GemmKernels<T, P>& kernels, 
       size_a_(dtype_size(op.dtype_a)),
       size_b_(dtype_size(op.dtype_b)),
       size_c_(dtype_size(op.dtype_c)),
-      size_(dtype_size(op.dtype)),
-      m_a_(uniform_step(op.m, &Dim::a, kNoStep)),
-      k_a_(uniform_step(op.k, &Dim::a, kNoStep)),
-      k_b_(uniform_step(op.k, &Dim::b, kNoStep)),
-      n_b_(uniform_step(op.n, &Dim::b, kNoStep)),
-      m_c_(uniform_step(op.m, &Dim::c, kNoStep)),
-      n_c_(uniform_step(op.n, &Dim::c, kNoStep)) {
+      size_(dtype_size(op.dtype)) {
   const bool plain = op.s == nullptr && op.scale == 1;
   constexpr bool kReadable = kPair == 1;  // the tile can read B as it lies in memory
-  c_in_place_ = op.dtype_c == native<T>() && (n_c_ == 1 || cols_ == 1) && m_c_ != kNoStep;
+  c_in_place_ =
+      op.dtype_c == native<T>() && (steps_.n_c == 1 || cols_ == 1) && steps_.m_c != kNoStep;
   if constexpr (kReadable) {
-    a_in_place_ = plain && op.dtype_a == native<T>() && m_a_ != kNoStep && k_a_ != kNoStep;
+    a_in_place_ =
+        plain && op.dtype_a == native<T>() && steps_.m_a != kNoStep && steps_.k_a != kNoStep;
   } else {
     // Neighbours along the depth are pairs as they lie, if none begins between two others.
-    a_in_place_ = plain && k_a_ == 1 && depth_ % (kPair * kernels.depth_step) == 0 &&
-                  m_a_ != kNoStep && m_a_ % kPair == 0 &&
+    a_in_place_ = plain && steps_.k_a == 1 && depth_ % (kPair * kernels.depth_step) == 0 &&
+                  steps_.m_a != kNoStep && steps_.m_a % kPair == 0 &&
                   reinterpret_cast<uintptr_t>(op.a) % sizeof(P) == 0;
     for (const Dim& dim : op.batch) a_in_place_ = a_in_place_ && dim.a % kPair == 0;
   }
   if (a_in_place_ && !kernels.row_tiles && cols_ > 4 * kernels.nr) {
     // Each panel of A is read once for every panel of B: worth packing when its lines do not stay
     // in L1 together, or when a step along k goes to another line each time.
-    const int64_t bytes = m_a_ * size_a_;
-    a_in_place_ = k_a_ == 1 && rows_ * depth_ * size_a_ <= kInPlaceBytes &&
+    const int64_t bytes = steps_.m_a * size_a_;
+    a_in_place_ = steps_.k_a == 1 && rows_ * depth_ * size_a_ <= kInPlaceBytes &&
                   (bytes % kCollidingStep != 0 || kernels.mr < caches().l1_ways);
   }
   b_readable_in_place_ = kReadable && op.dtype_b == native<T>() && op.fold == Fold::kNone &&
-                         (n_b_ == 1 || cols_ == 1) && k_b_ != kNoStep;
+                         (steps_.n_b == 1 || cols_ == 1) && steps_.k_b != kNoStep;
   if (rows_ > 0 && cols_ > 0 && depth_ > 0) {
-    ahead_ = {op.batch.numel(), small_span(rows_, m_a_, depth_, k_a_, size_a_),
-              small_span(depth_, k_b_, cols_, n_b_, size_b_),
-              small_span(rows_, m_c_, cols_, n_c_, size_c_)};
+    ahead_ = {op.batch.numel(), small_span(rows_, steps_.m_a, depth_, steps_.k_a, size_a_),
+              small_span(depth_, steps_.k_b, cols_, steps_.n_b, size_b_),
+              small_span(rows_, steps_.m_c, cols_, steps_.n_c, size_c_)};
   }
 }
 
@@ -215,7 +212,7 @@ const T* Product<T, P>::bias_of_row(int64_t row, T* value) const {
 // Whether a B that the tile can read as it lies is not packed for so many rows and columns.
 template <class T, class P>
 bool Product<T, P>::reads_b_in_place(int64_t rows, int64_t cols) const {
-  const int64_t step = k_b_ * size_b_, bytes = ((depth_ - 1) * k_b_ + cols) * size_b_;
+  const int64_t step = steps_.k_b * size_b_, bytes = ((depth_ - 1) * steps_.k_b + cols) * size_b_;
   if (step >= 0 && step <= kForeseenStep && bytes <= caches().l2_bytes / 2) return true;
   const int64_t panels = step % kCollidingRows == 0 ? 1 : kUnpackedPanels;
   return rows <= panels * tile_rows();
@@ -261,7 +258,8 @@ typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_
   // on (numbers of two bytes) they are packed together, for lines that are a multiple of 4 KiB
   // apart do not stay in the cache; with two it is the slower way. What is packed for several
   // blocks of columns is packed four lines at a time.
-  const bool neighbours = !a_in_place_ && m_a_ == 1 && k_a_ != 1 && k_a_ != kNoStep;
+  const bool neighbours =
+      !a_in_place_ && steps_.m_a == 1 && steps_.k_a != 1 && steps_.k_a != kNoStep;
   const int64_t shared = (again ? 4 * kLine : kLine) / (mr * size_a_);
   block.sharing = neighbours && shared >= 4 ? shared : 1;
   const int64_t together = block.sharing * mr;
@@ -291,7 +289,7 @@ typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_
   block.packed_a = scratch.template take<P>(size_a);
   block.buffer = scratch.template take<T>(size_buffer);
   block.ld_buffer =
-      m_c_ == n1 - n0 ? std::min(buffer_cols, n1 - n0) : buffer_cols;  // as C's, if dense
+      steps_.m_c == n1 - n0 ? std::min(buffer_cols, n1 - n0) : buffer_cols;  // as C's, if dense
   block.bias = scratch.template take<T>(cols);
   block.n_c = scratch.template take<int64_t>(cols);
   block.offsets.take(scratch, size_k, size_n, size_m);
@@ -337,9 +335,10 @@ void Product<T, P>::compute_panels(Block& block, const Item& item, int64_t i0, i
     const P* a;
     int64_t a_row = 1, a_col = mr;
     if (in_place(rows)) {
-      a = reinterpret_cast<const P*>(item.a + (i * m_a_ + block.offsets.k0 * k_a_) * size_a_);
-      a_row = m_a_ / kPair;
-      a_col = kPair == 1 ? k_a_ : 1;
+      a = reinterpret_cast<const P*>(item.a +
+                                     (i * steps_.m_a + block.offsets.k0 * steps_.k_a) * size_a_);
+      a_row = steps_.m_a / kPair;
+      a_col = kPair == 1 ? steps_.k_a : 1;
     } else {
       const int64_t row = (i - i0) % block.packed_rows;
       if (row == 0 && block.offsets.depth > 0 && !all_packed) {
@@ -352,8 +351,8 @@ void Product<T, P>::compute_panels(Block& block, const Item& item, int64_t i0, i
     T* c = block.buffer + in_buffer * block.ld_buffer + (block.stored_early ? 0 : block.j0);
     int64_t ldc = block.ld_buffer;
     if (c_in_place_) {
-      c = reinterpret_cast<T*>(item.c) + i * m_c_ + (block.n0 + block.j0) * n_c_;
-      ldc = m_c_;
+      c = reinterpret_cast<T*>(item.c) + i * steps_.m_c + (block.n0 + block.j0) * steps_.n_c;
+      ldc = steps_.m_c;
     }
     for (int64_t j = 0; j < block.cols; j += nr) {
       tile_(rows, std::min(nr, block.cols - j), depth, a, a_row, a_col, block.b + j / nr * step_b,
@@ -369,9 +368,9 @@ void Product<T, P>::compute_panels(Block& block, const Item& item, int64_t i0, i
 template <class T, class P>
 void Product<T, P>::load_b(Block& block, const Item& item, bool first_rows) const {
   if (block.b_in_place) {
-    block.b =
-        reinterpret_cast<const P*>(item.b) + (block.n0 + block.j0) * n_b_ + block.offsets.k0 * k_b_;
-    block.ldb = k_b_;
+    block.b = reinterpret_cast<const P*>(item.b) + (block.n0 + block.j0) * steps_.n_b +
+              block.offsets.k0 * steps_.k_b;
+    block.ldb = steps_.k_b;
   } else if (block.offsets.depth > 0) {
     P* const packed =
         block.packed_b + (block.b_kept ? block.j0 * kernels_.packed_depth(block.offsets.depth) : 0);
@@ -394,7 +393,7 @@ void Product<T, P>::load_bias(const Item& item, int64_t m0, int64_t m1, const Bl
   }
   if (!c_in_place_) return;
   for (int64_t i = m0; i < m1; ++i) {
-    T* row = reinterpret_cast<T*>(item.c) + i * m_c_ + block.n0 * n_c_;
+    T* row = reinterpret_cast<T*>(item.c) + i * steps_.m_c + block.n0 * steps_.n_c;
     if (bias_on_rows_) {
       T value;
       std::fill_n(row, block.group, *bias_of_row(i, &value));
@@ -410,21 +409,21 @@ void Product<T, P>::store(const Item& item, int64_t m0, int64_t m1, int64_t j0, 
                           const Block& block) const {
   const int64_t n0 = block.n0 + j0, ld = block.ld_buffer;
   if (op_.bias != nullptr) add_bias(m0, m1, j0, cols, block);
-  if (n_c_ == 1 && m_c_ == cols && ld == cols) {  // one run, however short the rows are
+  if (steps_.n_c == 1 && steps_.m_c == cols && ld == cols) {  // one run, however short the rows are
     kernels_.store(op_.dtype_c, (m1 - m0) * cols, block.buffer, item.c + m0 * cols * size_c_, 1);
     return;
   }
   // By runs of columns that lie one step apart.
-  const bool runs = n_c_ == kNoStep;
+  const bool runs = steps_.n_c == kNoStep;
   if (runs) offsets_of(op_.n, &Dim::c, n0, n0 + cols, block.n_c);
   const int64_t run = runs ? op_.n[op_.n.count - 1].size : cols;
-  const int64_t step = runs ? op_.n[op_.n.count - 1].c : n_c_, begun = n0 % run;
+  const int64_t step = runs ? op_.n[op_.n.count - 1].c : steps_.n_c, begun = n0 % run;
   for (int64_t i = m0; i < m1; ++i) {
     const T* row = block.buffer + (i - m0) * ld;
     char* c = item.c + offset_of(op_.m, &Dim::c, i) * size_c_;
     for (int64_t j = 0, count; j < cols; j += count) {
       count = std::min(cols - j, runs && j == 0 ? run - begun : run);
-      char* to = c + (runs ? block.n_c[j] : n0 * n_c_) * size_c_;
+      char* to = c + (runs ? block.n_c[j] : n0 * steps_.n_c) * size_c_;
       kernels_.store(op_.dtype_c, count, row + j, to, step);
     }
   }

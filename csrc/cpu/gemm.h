@@ -66,12 +66,12 @@ class Product {
 
   const Contraction& op_;
   const GemmKernels<T, P>& kernels_;
+  const Steps steps_;
   const Packing<T, P> packing_;
   const bool bias_on_rows_;
   const typename GemmKernels<T, P>::Tile tile_;
   int64_t rows_, cols_, depth_;
-  int64_t size_a_, size_b_, size_c_, size_;    // bytes of an element; size_: of S and bias
-  int64_t m_a_, k_a_, k_b_, n_b_, m_c_, n_c_;  // uniform steps, kNoStep where there is none
+  int64_t size_a_, size_b_, size_c_, size_;  // bytes of an element; size_: of S and bias
   bool a_in_place_, b_readable_in_place_, c_in_place_;
   Ahead ahead_;
 };

@@ -25,18 +25,23 @@ void PackOffsets::take(Scratch& scratch, int64_t depth, int64_t cols, int64_t ro
   for (int64_t** of_row : {&m_a, &m_s}) *of_row = list(rows);
 }
 
+Steps::Steps(const Contraction& op)
+    : m_a(uniform_step(op.m, &ContractionDim::a, kNoStep)),
+      k_a(uniform_step(op.k, &ContractionDim::a, kNoStep)),
+      k_s(uniform_step(op.k, &ContractionDim::s, kNoStep)),
+      k_b(uniform_step(op.k, &ContractionDim::b, kNoStep)),
+      k_b2(uniform_step(op.k, &ContractionDim::b2, kNoStep)),
+      n_b(uniform_step(op.n, &ContractionDim::b, kNoStep)),
+      m_c(uniform_step(op.m, &ContractionDim::c, kNoStep)),
+      n_c(uniform_step(op.n, &ContractionDim::c, kNoStep)) {}
+
 template <class T, class P>
-Packing<T, P>::Packing(const Contraction& op, const GemmKernels<T, P>& kernels)
+Packing<T, P>::Packing(const Contraction& op, const GemmKernels<T, P>& kernels, const Steps& steps)
     : op_(op),
       kernels_(kernels),
       rows_(op.m.numel()),
       size_a_(dtype_size(op.dtype_a)),
-      m_a_(uniform_step(op.m, &Dim::a, kNoStep)),
-      k_a_(uniform_step(op.k, &Dim::a, kNoStep)),
-      k_s_(uniform_step(op.k, &Dim::s, kNoStep)),
-      k_b_(uniform_step(op.k, &Dim::b, kNoStep)),
-      k_b2_(uniform_step(op.k, &Dim::b2, kNoStep)),
-      n_b_(uniform_step(op.n, &Dim::b, kNoStep)) {}
+      steps_(steps) {}
 
 template <class T, class P>
 void Packing<T, P>::load_cols(PackOffsets& offsets, int64_t n0, int64_t n1) const {
@@ -70,15 +75,15 @@ void Packing<T, P>::pack_b(const PackOffsets& offsets, const char* b, int64_t j0
   const int64_t nr = kernels_.nr;
   PackSource source{};
   source.src = b;
-  source.k_step = k_b_;
+  source.k_step = steps_.k_b;
   source.fold = op_.fold;
   source.k_offset2 = offsets.k_b2;
-  source.k_step2 = k_b2_;
+  source.k_step2 = steps_.k_b2;
   source.k_index = offsets.k_index;
   source.factor = 1;
   // A row of B in memory is a few lines to each panel: so many rows at a time are packed across all
   // panels, before the processor loses sight of their pages.
-  const bool by_rows = n_b_ == 1 && k_b_ != kNoStep && op_.fold == Fold::kNone;
+  const bool by_rows = steps_.n_b == 1 && steps_.k_b != kNoStep && op_.fold == Fold::kNone;
   const int64_t chunk = by_rows ? kRowsAcross : offsets.depth;
   for (int64_t k = 0; k < offsets.depth; k += chunk) {
     const int64_t depth = std::min(chunk, offsets.depth - k);
@@ -102,7 +107,7 @@ void Packing<T, P>::pack_a(PackOffsets& offsets, const char* a, const char* s, i
   PackSource source{};
   source.src = a;
   source.k_offset = offsets.k_a;
-  source.k_step = k_a_;
+  source.k_step = steps_.k_a;
   source.conj = op_.conj_a;
   source.fold = Fold::kNone;
   source.factor = op_.scale;
@@ -110,12 +115,12 @@ void Packing<T, P>::pack_a(PackOffsets& offsets, const char* a, const char* s, i
     offsets_of(op_.m, &Dim::s, i, i + rows, offsets.m_s);
     source.scale = s;
     source.scale_k_offset = offsets.k_s;
-    source.scale_k_step = k_s_;
+    source.scale_k_step = steps_.k_s;
     source.conj_scale = op_.conj_s;
   }
   // The next panel of a tall A, whose rows are too short for the hardware to see them coming.
-  const int64_t span = small_span(rows, m_a_, offsets.depth, k_a_, size_a_);
-  if (span > 0 && i + 2 * rows <= rows_) fetch<0>(a + (i + rows) * m_a_ * size_a_, span);
+  const int64_t span = small_span(rows, steps_.m_a, offsets.depth, steps_.k_a, size_a_);
+  if (span > 0 && i + 2 * rows <= rows_) fetch<0>(a + (i + rows) * steps_.m_a * size_a_, span);
   const int64_t together = sharing * kernels_.mr;
   for (int64_t row = 0; row < rows; row += together) {
     source.w_offset = offsets.m_a + row;

@@ -26,10 +26,16 @@ struct PackOffsets {
   void take(Scratch& scratch, int64_t depth, int64_t cols, int64_t rows);
 };
 
+// From one row, column or term of an operand to the next, kNoStep where that is not one number.
+struct Steps {
+  explicit Steps(const Contraction& op);
+  int64_t m_a, k_a, k_s, k_b, k_b2, n_b, m_c, n_c;
+};
+
 template <class T, class P = T>
 class Packing {
  public:
-  Packing(const Contraction& op, const GemmKernels<T, P>& kernels);
+  Packing(const Contraction& op, const GemmKernels<T, P>& kernels, const Steps& steps);
 
   // The offsets of one group of columns, and of one block of depth.
   void load_cols(PackOffsets& offsets, int64_t n0, int64_t n1) const;
@@ -53,7 +59,7 @@ class Packing {
   const Contraction& op_;
   const GemmKernels<T, P>& kernels_;
   int64_t rows_, size_a_;
-  int64_t m_a_, k_a_, k_s_, k_b_, k_b2_, n_b_;  // uniform steps, kNoStep where there is none
+  const Steps steps_;
 };
 
 extern template class Packing<float>;
