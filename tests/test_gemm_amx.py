@@ -1,41 +1,26 @@
-"""The gemm for AMX, on an emulation of its tiles: every size of rest, stride and cut.
+"""The gemm for AMX, on an emulation of its tiles and of AVX-512: every rest, stride and cut."""
 
-The kernels' packing is written for AVX-512, which the host must have; the tiles it need not. Where
-it has those too, tests/test_instruction_sets.py runs the same kernels on them.
-"""
-
-import sysconfig
 from functools import cache
 from itertools import pairwise
 
 import numpy as np
-import pybind11
 import pytest
-from emulated import COMMON, ROOT, compile_library, load_library
+from emulated import load_library
+from emulated_cpu import CPU, FOLDER, compile_cpu
 
 from matcalc_ext import _C
 
 pytestmark = pytest.mark.skipif(
-    "avx512" not in _C.cpu_isas(), reason="the packing for AMX is written for AVX-512"
+    "avx2" not in _C.cpu_isas(), reason="the emulation is written for AVX2"
 )
 
-FOLDER = ROOT / "tests" / "emulation" / "amx"
-BUILD = ROOT / "build" / f"emulation-amx-{sysconfig.get_config_var('SOABI')}"
 SIDE = 16
 
 
 @cache
 def amx():
-    flags = [*COMMON, "-isystem", pybind11.get_include()]
-    flags += ["-isystem", sysconfig.get_path("include")]
-    emulated = ["-march=x86-64-v4", "-include", str(FOLDER / "amx_emulation.h")]
-    sources = {
-        FOLDER / "module.cpp": [],
-        ROOT / "csrc" / "cpu" / "gemm.cpp": [],
-        ROOT / "csrc" / "cpu" / "packing.cpp": [],
-        ROOT / "csrc" / "cpu" / "isa" / "gemm_amxbf16.cpp": emulated,
-    }
-    return load_library(*compile_library(BUILD, "_amx", flags, sources))
+    sources = [FOLDER / "module.cpp", CPU / "gemm.cpp", CPU / "packing.cpp"]
+    return load_library(*compile_cpu("_amx", [*sources, CPU / "isa" / "gemm_amxbf16.cpp"]))
 
 
 def bits_of(values):

@@ -15,6 +15,10 @@ void load(int tile, const void* base, int64_t stride);
 void store(int tile, void* base, int64_t stride);
 void multiply_pairs(int c, int a, int b);  // TDPBF16PS
 
+// For the tests: TDPBF16PS's since the last call, and whether this thread holds tiles.
+int64_t products();
+bool configured();
+
 }  // namespace amx_emulation
 
 #undef _tile_loadconfig
