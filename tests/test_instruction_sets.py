@@ -75,6 +75,18 @@ def test_columns_of_a_wider_matrix(isa, m, dtype):
     check_value(matmul, wide[:31, 5 : 5 + m].mT, b[:31])
 
 
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("apart", (4096, 65536))
+def test_columns_of_rows_that_collide(isa, apart, dtype):
+    """The rows lie so many bytes apart, for which caches have few places."""
+    columns, b = arguments(((140, 70), (140, 90)), dtype)
+    held = columns.new_zeros(140, apart // columns.element_size())
+    wide = held[:, 5:75].copy_(columns)
+    for n in (3, 33, 90):
+        check_value(matmul, wide.mT, b[:, :n])
+    check_value(matmul, wide[:, :7].mT, b)
+
+
 def layouts(matrix):
     """The same numbers with neighbours along the rows, along the columns and nowhere."""
     apart = matrix.new_zeros(2 * matrix.shape[0], 3 * matrix.shape[1])[::2, ::3]

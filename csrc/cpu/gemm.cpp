@@ -60,6 +60,14 @@ constexpr int64_t kForeseenStep = 2048;
 // reading them in place saves the time of packing them: with 12 ways 5 to 9 % of a product,
 // 1024 x 1024.
 constexpr int64_t kCollidingStep = 1024;
+// Lines that are multiples of so many bytes apart share a set of L1: those of a panel of A whose
+// rows are neighbours do not stay there until the next panel, which has other numbers of them.
+constexpr int64_t kCollidingLines = 4096;
+// The processor remembers where about 2048 pages of 4 KiB lie, in a table in which pages share a
+// place by the lowest bits of their number: of lines whose distances a power of two divides, so
+// many bytes over that power. A panel that has more of them is read once, into a packed one (at
+// 256 x 16384, transposed, by 256 x 64 float32 takes half the time).
+constexpr int64_t kReach = 8 << 20;
 
 template <class T>
 constexpr Dtype native() {
@@ -159,6 +167,10 @@ Product<T, P>::Product(const Contraction& op, const GemmKernels<T, P>& kernels, 
     a_in_place_ = steps_.k_a == 1 && rows_ * depth_ * size_a_ <= kInPlaceBytes &&
                   (bytes % kCollidingStep != 0 || kernels.mr < caches().l1_ways);
   }
+  if (a_in_place_ && kReadable && steps_.m_a == 1 && rows_ > kernels.mr) {
+    const int64_t bytes = steps_.k_a * size_a_;
+    a_in_place_ = std::min(depth_block(), depth_) * (bytes & -bytes) < kReach;
+  }
   b_readable_in_place_ = kReadable && op.dtype_b == native<T>() && op.fold == Fold::kNone &&
                          (steps_.n_b == 1 || cols_ == 1) && steps_.k_b != kNoStep;
   if (rows_ > 0 && cols_ > 0 && depth_ > 0) {
@@ -255,12 +267,14 @@ typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_
                  all_cols * packed * static_cast<int64_t>(sizeof(P)) <= kKeptBytes;
   const bool again = block.max_group > block.max_cols;  // the same rows of A, for other columns
   // Where the rows of A are neighbours, a line of memory holds those of several panels. From four
-  // on (numbers of two bytes) they are packed together, for lines that are a multiple of 4 KiB
-  // apart do not stay in the cache; with two it is the slower way. What is packed for several
-  // blocks of columns is packed four lines at a time.
+  // on (numbers of two bytes) they are packed together; with two it is the slower way, unless the
+  // lines do not stay in the cache. What is packed for several blocks of columns is packed four
+  // lines at a time, and so are such lines (float32, depth 256, 64 to 128 columns: 5 to 25 %).
   const bool neighbours =
       !a_in_place_ && steps_.m_a == 1 && steps_.k_a != 1 && steps_.k_a != kNoStep;
-  const int64_t shared = (again ? 4 * kLine : kLine) / (mr * size_a_);
+  const bool lost =
+      neighbours && steps_.k_a * size_a_ % kCollidingLines == 0 && mr * size_a_ < kLine;
+  const int64_t shared = (again || lost ? 4 * kLine : kLine) / (mr * size_a_);
   block.sharing = neighbours && shared >= 4 ? shared : 1;
   const int64_t together = block.sharing * mr;
   block.packed_rows = round_up(again ? block.max_rows : mr, together);

@@ -9,7 +9,7 @@ namespace matcalc::cpu {
 namespace {
 
 // Steps along k for which several panels of A are packed in turn, where their rows share lines.
-constexpr int64_t kSharedLines = 32;
+constexpr int64_t kSharedLines = 16;
 
 // Steps along k of a B whose rows are contiguous that are packed for all panels of columns in turn.
 constexpr int64_t kRowsAcross = 64;
@@ -142,8 +142,9 @@ void Packing<T, P>::pack_panels(const PackOffsets& offsets, const char* a, int64
   }
   const int64_t* w_offset = source.w_offset;
   const int64_t* scale_w_offset = source.scale_w_offset;
-  for (int64_t k = 0; k < offsets.depth; k += kSharedLines) {
-    const int64_t depth = std::min(kSharedLines, offsets.depth - k);
+  const int64_t steps = std::max<int64_t>(kSharedLines, kernels_.kPair * kernels_.depth_step);
+  for (int64_t k = 0; k < offsets.depth; k += steps) {
+    const int64_t depth = std::min(steps, offsets.depth - k);
     P* dst = packed + kernels_.packed_depth(k) * mr;
     source.k_offset = offsets.k_a + k;
     if (op_.s != nullptr) source.scale_k_offset = offsets.k_s + k;
