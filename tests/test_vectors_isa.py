@@ -75,6 +75,20 @@ def test_few_vectors(isa, dtype, layout):
 
 
 @EACH_DTYPE
+def test_rows_that_collide(isa, dtype):
+    """They lie a multiple of 4 KiB apart, for which more vectors are taken at a time."""
+    A = draw((140, 4096 // dtype.itemsize), dtype)
+    for count in (5, 7, 8, 9):
+        check_value(BY_NAME["matmul"], draw((count, 140), dtype), A)
+
+
+@pytest.mark.parametrize(("dtype", "count"), ((torch.float32, 12), (torch.complex64, 8)), ids=str)
+def test_matrix_that_comes_from_memory(isa, dtype, count):
+    A = draw((520, (32 << 20) // dtype.itemsize // 512), dtype)
+    check_value(BY_NAME["matmul"], draw((count, 520), dtype), A)
+
+
+@EACH_DTYPE
 def test_dot_products(isa, dtype):
     for n in (2, 15, 100, 4097, 16385, 40000):
         x, y = draw((n,), dtype), draw((n,), dtype)

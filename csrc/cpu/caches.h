@@ -14,6 +14,10 @@ struct Caches {
   int64_t l2_bytes = 1 << 20;
 };
 
+// Lines that are multiples of so many bytes apart share a set of L1, which keeps as many of them as
+// it has ways.
+constexpr int64_t kCollidingLines = 4096;
+
 inline const Caches& caches() {
   static const Caches known = [] {
     Caches found;

@@ -60,9 +60,6 @@ constexpr int64_t kForeseenStep = 2048;
 // reading them in place saves the time of packing them: with 12 ways 5 to 9 % of a product,
 // 1024 x 1024.
 constexpr int64_t kCollidingStep = 1024;
-// Lines that are multiples of so many bytes apart share a set of L1: those of a panel of A whose
-// rows are neighbours do not stay there until the next panel, which has other numbers of them.
-constexpr int64_t kCollidingLines = 4096;
 // The processor remembers where about 2048 pages of 4 KiB lie, in a table in which pages share a
 // place by the lowest bits of their number: of lines whose distances a power of two divides, so
 // many bytes over that power. A panel that has more of them is read once, into a packed one (at
@@ -268,8 +265,9 @@ typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_
   const bool again = block.max_group > block.max_cols;  // the same rows of A, for other columns
   // Where the rows of A are neighbours, a line of memory holds those of several panels. From four
   // on (numbers of two bytes) they are packed together; with two it is the slower way, unless the
-  // lines do not stay in the cache. What is packed for several blocks of columns is packed four
-  // lines at a time, and so are such lines (float32, depth 256, 64 to 128 columns: 5 to 25 %).
+  // lines do not stay in L1 until the next panel comes for the rest of them. What is packed for
+  // several blocks of columns is packed four lines at a time, and so are such lines (float32, depth
+  // 256, 64 to 128 columns: 5 to 25 %).
   const bool neighbours =
       !a_in_place_ && steps_.m_a == 1 && steps_.k_a != 1 && steps_.k_a != kNoStep;
   const bool lost =

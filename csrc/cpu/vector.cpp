@@ -14,6 +14,8 @@
 #include <utility>
 
 #include "../offsets.h"
+#include "caches.h"
+#include "gemm.h"
 #include "isa/form_kernels.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -26,21 +28,24 @@ using Dim = ContractionDim;
 // Vectors up to which reading A is most of the work: a row of it in registers meets four at once.
 // Eight dots of contiguous rows still beat a gemm, which has to pack them; sums of rows, which the
 // gemm's tile reads where they lie, do not; and nor do short dots, which end in as many additions
-// within a register as they have steps.
+// within a register as they have steps, nor complex ones, for which a row is read once per vector.
 constexpr int64_t kMaxDots = 8;
 constexpr int64_t kShortDot = 64;
 // Of bfloat16, whose elements a gemm multiplies in pairs, a dot for so many steps of its length.
 constexpr int64_t kPairsPerDot = 32;
 constexpr int64_t kMaxSums = 4;
-// Of complex numbers, of which a row that is read meets one vector at a time, where a row comes
-// from memory or takes as long to multiply (8 dots of 1024 complex64 numbers with each of 4096
-// rows: 12.7 ms, 5.5 by a gemm; with each of 256 rows up to four dots are the faster way).
-constexpr int64_t kMaxComplexDots = 2;
 // A matrix of so many bytes comes from memory, and is better read twice by whole rows than once by
-// the gemm's narrow panels (8 x 4096 by 4096 x 4096: half the time on one thread).
+// the gemm's narrow panels (8 x 4096 by 4096 x 4096: half the time on one thread); twelve vectors
+// take three quarters of the time that packing it for them does. Complex rows are read once per
+// vector, from L2.
 constexpr int64_t kFarBytes = 32 << 20;
-constexpr int64_t kMaxFarSums = 8;
-constexpr int64_t kMaxVectors = std::max(kMaxDots, kMaxFarSums);
+constexpr int64_t kMaxFarSums = 12;
+constexpr int64_t kMaxFarComplexSums = 8;
+// So is one whose rows share a set of L1, where a panel does not take all vectors (AVX2, seven or
+// eight of 1024 numbers, 1024 columns: two thirds of the time).
+constexpr int64_t kMaxCollidingSums = 8;
+constexpr int64_t kMaxVectors =
+    std::max({kMaxDots, kMaxFarSums, kMaxFarComplexSums, kMaxCollidingSums});
 // Below this many elements of the matrix (128 KiB of floats: some microseconds) waking a thread
 // costs more than it saves.
 constexpr int64_t kGrain = 32768;
@@ -340,11 +345,20 @@ void Outer::rows(const Item& at, int64_t first, int64_t last) const {
   }
 }
 
-int64_t max_dots(Dtype dtype, int64_t depth, bool far) {
-  if (dtype == Dtype::kComplex128 || (dtype == Dtype::kComplex64 && far)) return kMaxComplexDots;
-  if (dtype == Dtype::kComplex64) return kMaxSums;
+int64_t max_dots(Dtype dtype, int64_t depth) {
   if (dtype == Dtype::kBFloat16) return std::clamp<int64_t>(depth / kPairsPerDot, 1, kMaxDots);
-  return depth >= kShortDot ? kMaxDots : kMaxSums;
+  return depth >= kShortDot && !is_complex(dtype) ? kMaxDots : kMaxSums;
+}
+
+int64_t max_sums(const Contraction& op) {
+  const int64_t size = dtype_size(op.dtype_a);
+  if (op.m.numel() * op.k[0].size * size >= kFarBytes) {
+    return is_complex(op.dtype_a) ? kMaxFarComplexSums : kMaxFarSums;
+  }
+  const bool by_tile = op.dtype_a == Dtype::kFloat32 || op.dtype_a == Dtype::kFloat64;
+  const bool panels = op.n.numel() > gemm_kernels<float>().mr;
+  return by_tile && panels && op.k[0].a * size % kCollidingLines == 0 ? kMaxCollidingSums
+                                                                      : kMaxSums;
 }
 
 // Whether A has a dimension along which its kernel can walk. One row may step as it likes. The
@@ -352,9 +366,7 @@ int64_t max_dots(Dtype dtype, int64_t depth, bool far) {
 bool walkable(const Contraction& op) {
   if (op.m.count > 1) return false;
   const int64_t k_a = op.k[0].a, m_a = step_of(op.m, &Dim::a);
-  const int64_t depth = op.k[0].size;
-  const bool far = op.m.numel() * depth * dtype_size(op.dtype_a) >= kFarBytes;
-  const int64_t most = k_a == 1 ? max_dots(op.dtype_a, depth, far) : far ? kMaxFarSums : kMaxSums;
+  const int64_t most = k_a == 1 ? max_dots(op.dtype_a, op.k[0].size) : max_sums(op);
   return op.n.numel() <= most && (k_a == 1 || m_a == 1 || op.m.count == 0);
 }
 
