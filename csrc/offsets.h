@@ -10,10 +10,12 @@
 
 namespace matcalc {
 
-// The size of the last dimension, 1 where there is none.
+// The last dimension; one of a single position where there is none.
 template <class D>
-int64_t innermost_size(const DimList<D>& dims) {
-  return dims.count == 0 ? 1 : dims[dims.count - 1].size;
+D innermost(const DimList<D>& dims) {
+  D single{};
+  single.size = 1;
+  return dims.count == 0 ? single : dims[dims.count - 1];
 }
 
 // Where position `index` (last dimension fastest) lies in the operand that `stride` names.
@@ -32,8 +34,8 @@ int64_t offset_of(const DimList<D>& dims, int64_t D::* stride, int64_t index) {
 template <class D>
 void offsets_of(const DimList<D>& dims, int64_t D::* stride, int64_t begin, int64_t end,
                 int64_t* out) {
-  const int64_t size = innermost_size(dims);
-  const int64_t step = dims.count == 0 ? 0 : dims[dims.count - 1].*stride;
+  const D inner = innermost(dims);
+  const int64_t size = inner.size, step = inner.*stride;
   while (begin < end) {  // one run along the innermost dimension at a time
     const int64_t run = std::min(end - begin, size - begin % size);
     int64_t offset = offset_of(dims, stride, begin);

@@ -98,6 +98,20 @@ def test_dot_products(isa, dtype):
 
 
 @EACH_DTYPE
+def test_a_dot_product_of_each_item(isa, dtype):
+    """Eight at a time; each has the bits that it has alone."""
+    for depth in (1, 5, 16, 33, 100, 513, 4100):
+        for batch in ((13,), (3, 9), (270,)):
+            x, y = draw((*batch, depth), dtype), draw((*batch, depth), dtype)
+            for one, two in ((x, y), (x, conjugated(y)), (x[..., :1, :], y)):
+                check_value(BY_NAME["matmul"], one[..., None, :], two[..., None])
+            together = matcalc_ext.matmul(x[..., None, :], y[..., None]).reshape(-1)
+            for i in (0, 7, batch[-1] - 1):
+                alone = matcalc_ext.matmul(x.reshape(-1, depth)[i], y.reshape(-1, depth)[i])
+                assert torch.equal(together[i], alone)
+
+
+@EACH_DTYPE
 def test_linear_with_few_rows(isa, dtype):
     for rows in (1, 2, 8):
         for size in (1, 70):

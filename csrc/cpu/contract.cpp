@@ -1,5 +1,6 @@
 // The contraction's entry: which path a product takes, and how it is shared out between threads.
 //
+//   dots       one dot product, or one of each item: vector.h
 //   small      nothing is read often enough to be moved first: small.h
 //   vectors    few columns or rows of C, or no sum at all: vector.h
 //   in place   small real products whose B has contiguous rows: nothing is packed
@@ -149,10 +150,8 @@ bool takes_pairs(const Contraction& op) {
 // processors take 1.4 times as long for products of pairs.
 bool takes_tiles(const Contraction& op) {
   using Dim = ContractionDim;
-  constexpr Dim kSingle{1, 0, 0, 0, 0, 0};
   constexpr int64_t kTileRows = kTileRun / 2;
-  const Dim& row = op.m.count > 0 ? op.m[op.m.count - 1] : kSingle;
-  const Dim& term = op.k.count > 0 ? op.k[op.k.count - 1] : kSingle;
+  const Dim row = innermost(op.m), term = innermost(op.k);
   // Tiles do not straddle the runs of which the depth is made up.
   const bool whole_runs = term.size % kTileRun == 0;
   for (int64_t Dim::* stride : {&Dim::a, &Dim::s, &Dim::b}) {
@@ -194,7 +193,7 @@ void contract(const Contraction& op) {
     contract(sum);
   } else if (is_integer(op.dtype)) {
     contract_integer(op);
-  } else if (contract_small(op) || contract_vectors(op)) {
+  } else if (contract_dots(op) || contract_small(op) || contract_vectors(op)) {
     return;
   } else if (wants_transpose(op)) {
     Contraction transposed = op;

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "../kernels.h"
+#include "../offsets.h"
 #include "dispatch.h"
 #include "isa/form_kernels.h"
 #include "parallel.h"
@@ -239,8 +240,7 @@ bool Evaluation::small() const {
 
 // Items [first, last), by runs along the innermost dimension of the batch.
 void Evaluation::run_small(int64_t first, int64_t last) const {
-  const FormDim none{1, 0, 0, 0, 0, 0, 0, 0, 0};
-  const FormDim& inner = op_.batch.count == 0 ? none : op_.batch[op_.batch.count - 1];
+  const FormDim inner = innermost(op_.batch);
   while (first < last) {
     const int64_t count = std::min(last - first, inner.size - first % inner.size);
     Item at = Batch(op_, k_.item_bytes, first).item();

@@ -49,7 +49,7 @@ void Packing<T, P>::load_cols(PackOffsets& offsets, int64_t n0, int64_t n1) cons
   offsets_of(op_.n, &Dim::b, n0, n1, offsets.n_b);
   if (op_.fold != Fold::kNone) {
     offsets_of(op_.n, &Dim::b2, n0, n1, offsets.n_b2);
-    const int64_t size = innermost_size(op_.n);
+    const int64_t size = innermost(op_.n).size;
     for (int64_t j = n0; j < n1; ++j) offsets.n_index[j - n0] = j % size;
   }
 }
@@ -64,7 +64,7 @@ void Packing<T, P>::load_depth(PackOffsets& offsets, int64_t k0, int64_t k1) con
   if (op_.s != nullptr) offsets_of(op_.k, &Dim::s, k0, k1, offsets.k_s);
   if (op_.fold != Fold::kNone) {
     offsets_of(op_.k, &Dim::b2, k0, k1, offsets.k_b2);
-    const int64_t size = innermost_size(op_.k);
+    const int64_t size = innermost(op_.k).size;
     for (int64_t k = k0; k < k1; ++k) offsets.k_index[k - k0] = k % size;
   }
 }

@@ -90,8 +90,7 @@ void run(const Contraction& op) {
   p.c_row = step_of(op.m, &Dim::c);
   p.conj_a = op.conj_a;
   p.conj_b = op.conj_b;
-  const Dim none{1, 0, 0, 0, 0, 0};
-  const Dim& inner = op.batch.count == 0 ? none : op.batch[op.batch.count - 1];
+  const Dim inner = innermost(op.batch);
   p.a_step = inner.a;
   p.b_step = inner.b;
   p.c_step = inner.c;
@@ -150,7 +149,7 @@ void run(const Contraction& op) {
 
 bool contract_small(const Contraction& op) {
   const bool column = op.n.count == 0 && op.m.count > 0 && op.m[op.m.count - 1].c == 1;
-  if (column ? innermost_size(op.m) > kUnderNine : innermost_size(op.n) > kCols) return false;
+  if (column ? innermost(op.m).size > kUnderNine : innermost(op.n).size > kCols) return false;
   if (!column && op.m.count <= 1 && op.n.count <= 1) {
     if (!is_small(op)) return false;
     run(op);

@@ -59,6 +59,8 @@ constexpr int64_t kRowGroup = 64;
 // Outputs whose sums are kept at a time, and elements of a vector gathered at a time: what the
 // kernel walks at once, so that they stay in L1.
 constexpr int64_t kPiece = 4096;
+// Items at a time of which there is one dot product each.
+constexpr int64_t kDotRun = 256;
 // Columns at a time where their elements come from as many rows: each line that is read is used up
 // before others take its place in the cache, also where they all belong to one set of it.
 constexpr int64_t kAcross = 16;
@@ -272,6 +274,83 @@ void FewVectors::finish(const Item& at, int64_t v, int64_t m0, int64_t m1, char*
              at.c + (c_[v] + m0 * m_c_) * kc_.item_bytes, m_c_);
 }
 
+// One dot product of each item. Operands of two dtypes are first gathered in that of the sums.
+class Dots {
+ public:
+  explicit Dots(const Contraction& op);
+  void run() const;
+
+  static bool takes(const Contraction& op);
+
+ private:
+  void range(int64_t first, int64_t last) const;
+  // Rows of an operand, or where they were gathered.
+  const char* rows(const char* from, const FormKernelSet& kernels, int64_t& step, int64_t count,
+                   char* gathered) const;
+
+  const Contraction& op_;
+  const FormKernelSet &ka_, &kb_, &kc_;
+  const FormKernelSet& kernels_;  // of the dots
+  const Dim inner_;               // of the batch
+  const int64_t depth_;
+};
+
+Dots::Dots(const Contraction& op)
+    : op_(op),
+      ka_(form_kernels(op.dtype_a)),
+      kb_(form_kernels(op.dtype_b)),
+      kc_(form_kernels(op.dtype_c)),
+      kernels_(op.dtype_a == op.dtype_b ? ka_ : form_kernels(Dtype::kFloat32)),
+      inner_(innermost(op.batch)),
+      depth_(op.k[0].size) {}
+
+bool Dots::takes(const Contraction& op) {
+  const bool plain = op.s == nullptr && op.fold == Fold::kNone && op.bias == nullptr;
+  if (!plain || op.k.count != 1 || op.m.numel() != 1 || op.n.numel() != 1) return false;
+  const Dim& k = op.k[0];
+  return k.a == 1 && k.b == 1 && k.size > 0 && k.size <= form_kernels(op.dtype_a).dot_cols;
+}
+
+void Dots::run() const {
+  parallel_for(0, op_.batch.numel(), std::max<int64_t>(1, kGrain / depth_),
+               [&](int64_t first, int64_t last) { range(first, last); });
+}
+
+const char* Dots::rows(const char* from, const FormKernelSet& kernels, int64_t& step, int64_t count,
+                       char* gathered) const {
+  if (&kernels_ == &kernels) return from;
+  for (int64_t i = 0; i < count; ++i) {
+    kernels.gather(from + i * step * kernels.item_bytes, 1, depth_, false,
+                   gathered + i * depth_ * kernels.acc_bytes);
+  }
+  step = depth_;
+  return gathered;
+}
+
+// Items [first, last), by runs along the innermost dimension of the batch.
+void Dots::range(int64_t first, int64_t last) const {
+  const bool same = &ka_ == &kb_;
+  const int64_t most = same ? kDotRun : std::max<int64_t>(1, kPiece / depth_);
+  Scratch& scratch = Scratch::local();
+  const int64_t sums_bytes = most * ka_.acc_bytes,
+                row_bytes = same ? 0 : most * depth_ * ka_.acc_bytes;
+  scratch.reserve(Scratch::size_of<char>(sums_bytes) + 2 * Scratch::size_of<char>(row_bytes));
+  char* const sums = scratch.take<char>(sums_bytes);
+  char* const gathered_a = scratch.take<char>(row_bytes);
+  char* const gathered_b = scratch.take<char>(row_bytes);
+  while (first < last) {
+    const int64_t count = std::min({most, last - first, inner_.size - first % inner_.size});
+    const Item at = item_of(op_, first);
+    int64_t step_a = inner_.a, step_b = inner_.b;
+    const char* const a = rows(at.a, ka_, step_a, count, gathered_a);
+    const char* const b = rows(at.b, kb_, step_b, count, gathered_b);
+    std::memset(sums, 0, static_cast<size_t>(count * ka_.acc_bytes));
+    kernels_.row_dots(a, step_a, b, step_b, op_.conj_a != op_.conj_b, count, depth_, sums);
+    kc_.finish(sums, count, nullptr, op_.scale, op_.conj_a, false, at.c, inner_.c);
+    first += count;
+  }
+}
+
 // C[m, n] = A[m] B[n], or A[m] B[m, n]; columns of C contiguous.
 class Outer {
  public:
@@ -383,6 +462,12 @@ const Contraction* as_few_vectors(const Contraction& op, Contraction& transposed
 }
 
 }  // namespace
+
+bool contract_dots(const Contraction& op) {
+  if (!Dots::takes(op)) return false;
+  Dots(op).run();
+  return true;
+}
 
 bool contract_vectors(const Contraction& op) {
   const bool plain =

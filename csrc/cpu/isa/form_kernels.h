@@ -58,6 +58,15 @@ struct FormKernelSet {
   void (*products)(const void* a,  // T [rows, cols], rows lda apart
                    int64_t lda, int64_t rows, int64_t cols, const VectorGroup& vectors);
 
+  // sums[i] += a[i] . b[i], or with the conjugate of b: each the same sum as `products` makes of a
+  // row and a vector.
+  void (*row_dots)(const void* a,  // T [rows, cols], rows lda apart
+                   int64_t lda,
+                   const void* b,  // T [rows, cols], rows ldb apart
+                   int64_t ldb, bool conj_b, int64_t rows, int64_t cols,
+                   void* sums);  // Acc [rows]
+  int64_t dot_cols;              // the most columns
+
   // Everything of small forms, item by item in registers.
   void (*small)(const SmallForms& forms);
   int64_t small_cols;  // the widest of them; 0 where there is no such kernel: complex
