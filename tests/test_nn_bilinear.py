@@ -4,11 +4,15 @@ from reference import (
     FLOATING,
     LAYOUTS,
     arguments,
+    assert_near,
     check_gradients,
     check_value,
     current_device,
     draw,
+    gradients,
     nn_bilinear,
+    terms_of,
+    to_double,
 )
 
 pytestmark = pytest.mark.usefixtures("on_each_device")
@@ -27,6 +31,7 @@ SHAPES = (
     ((150, 70), (150, 130), (17, 70, 130), (17,)),
     ((2, 40, 3), (2, 40, 1500), (17, 3, 1500), None),
     ((1300, 20), (1300, 16), (9, 20, 16), (9,)),
+    ((30, 70), (30, 5), (10, 70, 5), (10,)),
 )
 EMPTY = (
     ((0, 3), (0, 2), (4, 3, 2), (4,)),
@@ -76,10 +81,27 @@ def test_many_rows_in_any_order():
     check_gradients(nn_bilinear, x1, x2, weight, bias)
 
 
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize(("in1", "in2"), ((40, 50), (70, 16), (16, 70), (30, 20), (0, 5), (5, 0)))
+def test_each_gradient_alone(in1, in2, dtype):
+    """It may be made in another way than together with the others."""
+    args = arguments(((33, in1), (33, in2), (12, in1, in2), (12,)), dtype)
+    grad = draw((33, 12), dtype)
+    wide = [to_double(t) for t in args]
+    expected = gradients(nn_bilinear.plain, wide, to_double(grad))
+    bounds = gradients(nn_bilinear.plain, [t.abs() for t in wide], to_double(grad).abs())
+    for i in range(4):
+        needs = [i == j for j in range(4)]
+        got = torch.ops.matcalc_ext.nn_bilinear_backward(grad, *args[:3], *needs)
+        assert [one is not None for one in got] == needs
+        assert_near(got[i], expected[i], bounds[i], terms_of(args), f"gradient of argument {i}")
+
+
 # One product, a product per output and the ways between.
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 @pytest.mark.parametrize(
-    ("in1", "in2", "out"), ((70, 130, 17), (9, 12, 20), (16, 16, 20), (64, 64, 130), (5, 7, 3))
+    ("in1", "in2", "out"),
+    ((70, 130, 17), (9, 12, 20), (16, 16, 20), (64, 64, 130), (5, 7, 3), (6, 90, 9), (90, 6, 9)),
 )
 def test_a_row_does_not_depend_on_the_others(in1, in2, out, dtype):
     if current_device().type != "cpu":

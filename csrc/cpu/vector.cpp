@@ -44,8 +44,9 @@ constexpr int64_t kMaxFarComplexSums = 8;
 // So is one whose rows share a set of L1, where a panel does not take all vectors (AVX2, seven or
 // eight of 1024 numbers, 1024 columns: two thirds of the time).
 constexpr int64_t kMaxCollidingSums = 8;
-constexpr int64_t kMaxVectors =
-    std::max({kMaxDots, kMaxFarSums, kMaxFarComplexSums, kMaxCollidingSums});
+// Of any matrix, and of one that is far.
+constexpr int64_t kMaxNear = std::max(kMaxDots, kMaxCollidingSums);
+constexpr int64_t kMaxVectors = std::max({kMaxNear, kMaxFarSums, kMaxFarComplexSums});
 // Below this many elements of the matrix (128 KiB of floats: some microseconds) waking a thread
 // costs more than it saves.
 constexpr int64_t kGrain = 32768;
@@ -480,8 +481,8 @@ bool contract_vectors(const Contraction& op) {
     return false;
   }
   Contraction split = op;
-  if (op.m.count > 1 && (outer || n <= kMaxVectors)) split_outer(split.m, split.batch);
-  if (op.n.count > 1 && (outer || m <= kMaxVectors)) split_outer(split.n, split.batch);
+  if (op.m.count > 1 && (outer || n <= kMaxNear)) split_outer(split.m, split.batch);
+  if (op.n.count > 1 && (outer || m <= kMaxNear)) split_outer(split.n, split.batch);
   Contraction transposed;
   if (outer) {
     const bool across = n == 1 || step_of(split.n, &Dim::c) != 1;  // rows of C, or its columns

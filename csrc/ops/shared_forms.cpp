@@ -1,6 +1,7 @@
 #include "shared_forms.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace matcalc {
 namespace {
@@ -80,6 +81,17 @@ void run_values_of_rows(const Call& call, const SharedForms& forms, const Operan
   }
 }
 
+// The same forms x2^T W^T x1.
+SharedForms turned(const SharedForms& forms) {
+  SharedForms other = forms;
+  std::swap(other.x1, other.x2);
+  std::swap(other.in1, other.in2);
+  std::swap(other.x1_i, other.x2_j);
+  std::swap(other.w_i, other.w_j);
+  for (int d = 0; d < other.rows.count; ++d) std::swap(other.rows[d].a, other.rows[d].s);
+  return other;
+}
+
 }  // namespace
 
 // Some rows at a time: T stays in the cache (of a GPU: within 64 MiB), and the outputs in hand are
@@ -87,7 +99,8 @@ void run_values_of_rows(const Call& call, const SharedForms& forms, const Operan
 void run_values(const Call& call, const SharedForms& forms, const Operand* bias, void* z) {
   const bool cached = call.kernels->calls_are_cheap;
   const int64_t most_rows = cached ? 512 : 1 << 14, entries = cached ? 1 << 19 : 1 << 24;
-  SharedForms some = forms;
+  // T is as wide as the narrower input: it is written and read once more.
+  SharedForms some = cached && 2 * forms.in1 <= forms.in2 ? turned(forms) : forms;
   order_and_merge(some.rows, [](const LoopDim& row) { return row.c; },
                   {&LoopDim::a, &LoopDim::s, &LoopDim::c});
   int64_t outer = 1, step = 1;  // the outermost dimension of the rows, and how much of it at a time
@@ -97,12 +110,13 @@ void run_values(const Call& call, const SharedForms& forms, const Operand* bias,
     some.rows[0].size = step;
   }
   const int64_t rows = some.row_count();
-  const int64_t together = std::clamp<int64_t>(entries / (rows * forms.in2), 1, forms.out);
-  const Result t = call.intermediate({rows, together, forms.in2});
+  const int64_t together = std::clamp<int64_t>(entries / (rows * some.in2), 1, some.out);
+  const Result t = call.intermediate({rows, together, some.in2});
+  const void *x1 = some.x1, *x2 = some.x2;
   for (int64_t first = 0; first < outer; first += step) {
     const LoopDim row = some.rows.count > 0 ? some.rows[0] : LoopDim{};
-    some.x1 = shifted(forms.x1, first * row.a, call.dtype);
-    some.x2 = shifted(forms.x2, first * row.s, call.dtype);
+    some.x1 = shifted(x1, first * row.a, call.dtype);
+    some.x2 = shifted(x2, first * row.s, call.dtype);
     if (first + step > outer) some.rows[0].size = outer - first;
     run_values_of_rows(call, some, bias, shifted(z, first * row.c, call.dtype), t);
   }
