@@ -65,6 +65,15 @@ def test_layouts(layout, dtype):
         check_gradients(nn_bilinear, *map(layout, args))
 
 
+@pytest.mark.parametrize(("in1", "in2"), ((2, 7), (7, 2)))
+@pytest.mark.parametrize("out", (3, 20))
+def test_a_repeated_row_and_a_bias(in1, in2, out):
+    weight, bias = draw((out, in1, in2)), draw((out,))
+    x1, x2 = draw((4, in1)), draw((4, in2))
+    check_value(nn_bilinear, x1[:1].expand(4, in1), x2, weight, bias)
+    check_value(nn_bilinear, x1, x2[:1].expand(4, in2), weight, bias)
+
+
 @pytest.mark.parametrize("out", (3, 20))
 def test_expanded_operands(out):
     args = draw((1, 5)).expand(4, 5), draw((4, 1)).expand(4, 7), draw((5, 7)).expand(out, 5, 7)

@@ -99,8 +99,13 @@ SharedForms turned(const SharedForms& forms) {
 void run_values(const Call& call, const SharedForms& forms, const Operand* bias, void* z) {
   const bool cached = call.kernels->calls_are_cheap;
   const int64_t most_rows = cached ? 512 : 1 << 14, entries = cached ? 1 << 19 : 1 << 24;
-  // T is as wide as the narrower input: it is written and read once more.
-  SharedForms some = cached && 2 * forms.in1 <= forms.in2 ? turned(forms) : forms;
+  // T is written and read once more, and is as wide as x2, better the narrower one. (x1 is then
+  // what a bias does not let be repeated along rows.)
+  bool turn = cached && 2 * forms.in1 <= forms.in2;
+  for (int d = 0; bias != nullptr && d < forms.rows.count; ++d) {
+    turn = turn && forms.rows[d].a != 0;
+  }
+  SharedForms some = turn ? turned(forms) : forms;
   order_and_merge(some.rows, [](const LoopDim& row) { return row.c; },
                   {&LoopDim::a, &LoopDim::s, &LoopDim::c});
   int64_t outer = 1, step = 1;  // the outermost dimension of the rows, and how much of it at a time
