@@ -20,8 +20,15 @@ import torch
 from ninja import ninja_syntax
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILD = ROOT / "build" / f"emulation-{sysconfig.get_config_var('SOABI')}-torch-{torch.__version__}"
+TAG = f"{sysconfig.get_config_var('SOABI')}-torch-{torch.__version__}"
+BUILD = ROOT / "build" / f"emulation-{TAG}"
 TORCH = Path(torch.__file__).parent
+TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+TORCH_LIBRARIES = f"-L{TORCH / 'lib'} -ltorch_cpu"
+INCLUDES = [
+    *("-isystem", str(TORCH / "include"), "-isystem", pybind11.get_include()),
+    *("-isystem", sysconfig.get_path("include")),
+]
 CXX = shlex.split(os.environ.get("CXX", "g++"))
 # The checks call tests/emulation/sanitizer.cpp, so that nothing is linked for them.
 CHECKS = "alignment,null,shift,integer-divide-by-zero,bounds,signed-integer-overflow"
@@ -34,10 +41,9 @@ FLAGS = [
     "-Wno-unknown-pragmas",
     *(f"-fsanitize={CHECKS}", "-fno-sanitize-recover=all"),
     *("-DMATCALC_CUDA", "-DMATCALC_CUDA_EMULATION", "-DMATCALC_NAMESPACE=matcalc_emulated"),
-    "-DTORCH_TARGET_VERSION=0x020a000000000000",
+    TORCH_TARGET,
     f"-I{ROOT / 'tests' / 'emulation'}",
-    *("-isystem", str(TORCH / "include"), "-isystem", pybind11.get_include()),
-    *("-isystem", sysconfig.get_path("include")),
+    *INCLUDES,
 ]
 
 
@@ -92,9 +98,8 @@ def load_library(library: Path, error: str):
 @cache
 def build() -> tuple[Path, str]:
     """The library of emulated ops, and what went wrong."""
-    libraries = f"-L{TORCH / 'lib'} -ltorch_cpu"
     return compile_library(
-        BUILD, "_emulated", FLAGS, {source: [] for source in sources()}, libraries
+        BUILD, "_emulated", FLAGS, {source: [] for source in sources()}, TORCH_LIBRARIES
     )
 
 

@@ -7,16 +7,20 @@ matcalc_ext._C in the process: `PYTHONPATH=tests python -m pytest -p emulated_cp
 import importlib.abc
 import importlib.util
 import sys
-import sysconfig
 
-import pybind11
 import pytest
-import torch
-from emulated import COMMON, ROOT, TORCH, compile_library
+from emulated import (
+    COMMON,
+    INCLUDES,
+    ROOT,
+    TAG,
+    TORCH_LIBRARIES,
+    TORCH_TARGET,
+    compile_library,
+)
 
 FOLDER = ROOT / "tests" / "emulation" / "x86"
 CPU = ROOT / "csrc" / "cpu"
-TAG = f"{sysconfig.get_config_var('SOABI')}-torch-{torch.__version__}"
 # What a kernel for AVX2 is compiled with, and what stands in for the rest.
 HOST = ["-march=x86-64-v3"]
 EMULATION = [*HOST, "-Wno-psabi", "-D__AVX512BF16__"]
@@ -33,11 +37,9 @@ def flags_of(source):
 
 def compile_cpu(name, sources, more_flags=(), libraries=""):
     """The library of these sources and the emulation, and what went wrong."""
-    includes = (TORCH / "include", pybind11.get_include(), sysconfig.get_path("include"))
-    flags = [*COMMON, *more_flags]
-    flags += [word for path in includes for word in ("-isystem", str(path))]
+    flags = [*COMMON, *INCLUDES, *more_flags]
     own = {source: flags_of(source) for source in sources}
-    own[FOLDER / "amx_emulation.cpp"] = HOST
+    own[FOLDER / "amx_emulation.cpp"] = EMULATION
     return compile_library(ROOT / "build" / f"emulation{name}-{TAG}", name, flags, own, libraries)
 
 
@@ -50,9 +52,8 @@ class Finder(importlib.abc.MetaPathFinder):
             return None
         sources = {*(ROOT / "csrc").glob("**/*.cpp"), FOLDER / "processor.cpp"}
         sources.remove(CPU / "processor.cpp")
-        defines = ("-DTORCH_TARGET_VERSION=0x020a000000000000", '-DMATCALC_VERSION="emulated"')
-        libraries = f"-L{TORCH / 'lib'} -ltorch_cpu"
-        library, error = compile_cpu("_C", sorted(sources), defines, libraries)
+        defines = (TORCH_TARGET, '-DMATCALC_VERSION="emulated"')
+        library, error = compile_cpu("_C", sorted(sources), defines, TORCH_LIBRARIES)
         if error:
             raise ImportError(f"the emulation did not compile:\n{error}")
         return importlib.util.spec_from_file_location(name, library)

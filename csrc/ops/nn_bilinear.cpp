@@ -89,7 +89,10 @@ SharedForms shared_forms(const NnBilinearShape& shape, const Operand& x1, const 
 bool by_both_gradients(const Call& call, const SharedForms& forms, bool first, bool second) {
   constexpr int64_t kNarrow = 16, kNarrowOfSmall = 32, kSmallMatrix = 32 * 32;
   const int64_t entries = forms.in1 * forms.in2;
-  if (!(first || second) || entries == 0 || !input_gradients_pay(call, forms, false)) return false;
+  if (!(first || second) || entries * forms.row_count() == 0 ||
+      !input_gradients_pay(call, forms, false)) {
+    return false;
+  }
   const int64_t narrow = entries <= kSmallMatrix ? kNarrowOfSmall : kNarrow;
   return (first && second) || (first ? forms.in1 : forms.in2) <= narrow;
 }
@@ -153,15 +156,12 @@ Gradients4 nn_bilinear_backward(const Tensor& grad, const Tensor& input1, const 
   check_grad_shape(op, g, shape.result);
 
   Gradients4 gradients;
-  Result dx1 = need_input1 ? call.empty_like(x1) : Result();
-  Result dx2 = need_input2 ? call.empty_like(x2) : Result();
   const SharedForms forms = shared_forms(shape, x1, x2, w, g);
-  if (by_both_gradients(call, forms, dx1.numel != 0, dx2.numel != 0)) {
-    const Result unwanted = dx1.numel == 0   ? call.empty_like(x1)
-                            : dx2.numel == 0 ? call.empty_like(x2)
-                                             : Result();
-    run_input_gradients(call, forms, g.data, dx1.numel == 0 ? unwanted.data : dx1.data,
-                        dx2.numel == 0 ? unwanted.data : dx2.data);
+  const bool by_both = by_both_gradients(call, forms, need_input1, need_input2);
+  Result dx1 = need_input1 || by_both ? call.empty_like(x1) : Result();
+  Result dx2 = need_input2 || by_both ? call.empty_like(x2) : Result();
+  if (by_both) {
+    run_input_gradients(call, forms, g.data, dx1.data, dx2.data);
   } else {
     if (dx1.numel != 0) {
       ContractionBuilder builder(call, {x2.data, true}, {g.data}, {w.data, true}, dx1.data);

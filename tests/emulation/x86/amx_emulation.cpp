@@ -6,8 +6,12 @@
 #include <string>
 #include <utility>
 
+#include "avx512_emulation.h"
+
 namespace amx_emulation {
 namespace {
+
+using avx512_emulation::flushed;
 
 struct Config {
   uint8_t palette, start_row, reserved[14];
@@ -38,14 +42,7 @@ void expect_tile(int tile, bool written) {
 float number(int tile, int row, int index) {
   uint16_t bits;
   std::memcpy(&bits, &tiles.bytes[tile][row][2 * index], sizeof bits);
-  const uint32_t wide = uint32_t{bits} << 16;
-  float value;
-  std::memcpy(&value, &wide, sizeof value);
-  return std::fpclassify(value) == FP_SUBNORMAL ? std::copysign(0.0f, value) : value;
-}
-
-float flushed(float value) {
-  return std::fpclassify(value) == FP_SUBNORMAL ? std::copysign(0.0f, value) : value;
+  return avx512_emulation::from_bfloat16(bits);
 }
 
 }  // namespace
