@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help env build compile test demo check bench bench-full cuda-compile lint format clean
+.PHONY: help env build compile test test-torch demo check bench bench-full cuda-compile lint format clean
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
@@ -45,6 +45,17 @@ test: build $(VENV)/.bench  ## run the whole test suite (PYTEST_ARGS="-k bilinea
 
 demo: build  ## train three models on handwritten digits, in plain torch and in matcalc_ext
 	$(BIN)/python examples/digits.py
+
+# In a copy of the sources with an environment of its own, which the index may give a torch for CUDA.
+TORCH ?= 2.10.0
+OTHER := build/torch-$(TORCH)
+test-torch:  ## build and test with another torch (TORCH=2.10.0), the oldest if none is named
+	test -x $(OTHER)/bin/pip || $(PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/python -m pip install --progress-bar on torch==$(TORCH)
+	$(OTHER)/bin/python -m pip install --progress-bar on -r requirements/dev.txt
+	git ls-files -z --cached --others --exclude-standard | xargs -0 cp -p --parents -t $(OTHER)
+	cd $(OTHER) && bin/python setup.py --quiet build_ext --inplace && bin/python -m pip install \
+		--quiet --no-deps --no-build-isolation -e . && bin/python -m pytest $(PYTEST_ARGS)
 
 check: build  ## test every op and derivative on this machine, in half a minute
 	$(BIN)/python -m matcalc_ext check

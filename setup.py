@@ -90,7 +90,8 @@ class NinjaBuild(build_ext):
     def build_extension(self, ext):
         from ninja import ninja_syntax
 
-        includes = [torch / "include", pybind11 / "include", sysconfig.get_path("include")]
+        # pybind11's own first: torch before 2.13 has a copy that refuses TORCH_TARGET_VERSION.
+        includes = [pybind11 / "include", torch / "include", sysconfig.get_path("include")]
         flags = [*CXXFLAGS, *(part for path in includes for part in ("-isystem", str(path)))]
         flags.append(cuda_build.TORCH_TARGET_DEFINE)
         flags.append(f'-DMATCALC_VERSION="{self.distribution.get_version()}"')

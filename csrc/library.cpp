@@ -90,7 +90,10 @@ void register_kernels(Library& m) {
 }  // namespace
 }  // namespace matcalc
 
-STABLE_TORCH_LIBRARY(MATCALC_NAMESPACE, m) {
+// torch 2.10's macro takes the name of its argument, not what that stands for.
+#define MATCALC_LIBRARY(name, m) STABLE_TORCH_LIBRARY(name, m)
+
+MATCALC_LIBRARY(MATCALC_NAMESPACE, m) {
   matcalc::for_each_op([&](const std::string& name, const matcalc::Op& op) {
     m.def((name + op.signature).c_str());
   });

@@ -243,7 +243,7 @@ class Trainer:
         """Most bytes of tensors that a step holds beyond what is held between steps."""
         self.optimizer.zero_grad()
         with torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
         ) as profile:
             self.step(rows)
         with tempfile.TemporaryDirectory() as folder:

@@ -26,7 +26,7 @@ TORCH = Path(torch.__file__).parent
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 TORCH_LIBRARIES = f"-L{TORCH / 'lib'} -ltorch_cpu"
 INCLUDES = [
-    *("-isystem", str(TORCH / "include"), "-isystem", pybind11.get_include()),
+    *("-isystem", pybind11.get_include(), "-isystem", str(TORCH / "include")),
     *("-isystem", sysconfig.get_path("include")),
 ]
 CXX = shlex.split(os.environ.get("CXX", "g++"))

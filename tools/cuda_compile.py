@@ -64,7 +64,7 @@ def write_ninja(nvcc: Path, torch: Path, pybind11: Path) -> dict[tuple[str, str]
     with open(FOLDER / "build.ninja", "w") as file:
         ninja = ninja_syntax.Writer(file, width=10_000)
         ninja.variable("builddir", str(FOLDER))
-        command = f"{host_command([torch, pybind11])} -MMD -MF $out.d -MT $out $in && touch $out"
+        command = f"{host_command([pybind11, torch])} -MMD -MF $out.d -MT $out $in && touch $out"
         ninja.rule("host", command, "g++ $in", depfile="$out.d", deps="gcc")
         for path in sorted(Path("csrc").rglob("*.cpp")):
             if "MATCALC_CUDA" in path.read_text():
