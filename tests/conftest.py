@@ -5,6 +5,8 @@ where there is one and this build has kernels for it, on a CUDA device. Its tens
 reference.draw, or go through reference.here.
 """
 
+import os
+
 import pytest
 import reference
 import torch
@@ -30,6 +32,21 @@ def pytest_generate_tests(metafunc):
     devices = [wanted] if wanted else ["cpu", *(["cuda"] if HAS_CUDA else [])]
     if devices != ["cpu"]:
         metafunc.parametrize("on_each_device", devices, indirect=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """A kernel that broke the memory rules ends one process of several, not every test after it.
+
+    CUDA refuses all work of a process from then on. The tests that are left go to a new one.
+    """
+    result = yield
+    if hasattr(item.config, "workerinput") and torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            os._exit(1)
+    return result
 
 
 @pytest.fixture

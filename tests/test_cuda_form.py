@@ -137,7 +137,9 @@ LARGE = [
     *((dtype, layout) for dtype in (torch.float32, torch.bfloat16) for layout in LAYOUTS[2:]),
     (torch.complex64, sliced),
 ]
-EACH_LARGE = pytest.mark.parametrize(("dtype", "layout"), LARGE, ids=str)
+EACH_LARGE = pytest.mark.parametrize(
+    ("dtype", "layout"), LARGE, ids=lambda value: getattr(value, "__name__", str(value))
+)
 
 
 @EACH_DTYPE

@@ -27,6 +27,11 @@ struct MmaVariant {
 template <class T>
 void launch_mma(const MmaProblem& problem, const MmaVariant& variant, const Device& device);
 
+extern template void launch_mma<Bf16>(const MmaProblem&, const MmaVariant&, const Device&);
+extern template void launch_mma<F16>(const MmaProblem&, const MmaVariant&, const Device&);
+extern template void launch_mma<float>(const MmaProblem&, const MmaVariant&, const Device&);
+extern template void launch_mma<double>(const MmaProblem&, const MmaVariant&, const Device&);
+
 // Which sizes there are: with the general loader larger ones for TF32 only, the type of generated
 // operands; a wide float64 tile would not fit the registers.
 constexpr MmaSize largest_size(Dtype numbers, bool plain) {
