@@ -11,6 +11,7 @@ Sources: Barnes, *Matrix Calculus*; Petersen and Pedersen, *The Matrix Cookbook*
 import torch
 from torch import Tensor
 
+from . import _ops
 from .ops.bilinear import apply_bilinear_backward
 from .ops.matmul import matmul
 from .ops.quadratic import apply_quadratic_backward
@@ -30,7 +31,7 @@ __all__ = [
 
 
 def _check(function: str, **expected: tuple[Tensor, int]) -> None:
-    """Each argument is a tensor of the number of dimensions that is said with it."""
+    """Each argument is a tensor of the number of dimensions that is said with it, all alike."""
     for name, (tensor, dims) in expected.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(
@@ -41,6 +42,8 @@ def _check(function: str, **expected: tuple[Tensor, int]) -> None:
                 f"{function}: {name} has shape {list(tensor.shape)}, expected {dims} "
                 f"dimension{'' if dims == 1 else 's'}"
             )
+    tensors = {name: tensor for name, (tensor, _) in expected.items()}
+    _ops.check_operands(function, integers=True, **tensors)
 
 
 def _check_size(
@@ -88,7 +91,7 @@ def matrix_vector_jacobian_vector(A: Tensor, x: Tensor) -> Tensor:
         (m, n): a copy of A. For m = 1, y = wᵀx, this is w itself as one row.
 
     Raises:
-        RuntimeError: x does not fit the columns of A.
+        RuntimeError: x does not fit the columns of A; the dtypes or devices differ.
         TypeError: an argument is not a tensor.
 
     Example:
@@ -115,7 +118,7 @@ def matrix_vector_jacobian_matrix(A: Tensor, x: Tensor) -> Tensor:
         (m, m, n). It holds m copies of x; `matrix_vector_vjp_matrix` does without it.
 
     Raises:
-        RuntimeError: x does not fit the columns of A.
+        RuntimeError: x does not fit the columns of A; the dtypes or devices differ.
         TypeError: an argument is not a tensor.
 
     Example:
@@ -146,7 +149,7 @@ def matrix_vector_vjp_matrix(v: Tensor, A: Tensor, x: Tensor) -> Tensor:
         (m, n).
 
     Raises:
-        RuntimeError: v does not fit the rows of A, or x its columns.
+        RuntimeError: v does not fit the rows of A, or x its columns; the dtypes or devices differ.
         TypeError: an argument is not a tensor.
 
     Example:
@@ -173,7 +176,7 @@ def vector_matrix_jacobian_vector(x: Tensor, W: Tensor) -> Tensor:
         (n, m): a transposed copy of W.
 
     Raises:
-        RuntimeError: x does not fit the rows of W.
+        RuntimeError: x does not fit the rows of W; the dtypes or devices differ.
         TypeError: an argument is not a tensor.
 
     Example:
@@ -199,7 +202,7 @@ def vector_matrix_jacobian_matrix(x: Tensor, W: Tensor) -> Tensor:
         (n, m, n).
 
     Raises:
-        RuntimeError: x does not fit the rows of W.
+        RuntimeError: x does not fit the rows of W; the dtypes or devices differ.
         TypeError: an argument is not a tensor.
 
     Example:
@@ -231,7 +234,7 @@ def bilinear_gradients(y: Tensor, A: Tensor, x: Tensor) -> tuple[Tensor, Tensor,
         `torch.autograd` returns their conjugates.
 
     Raises:
-        RuntimeError: y does not fit the rows of A, or x its columns.
+        RuntimeError: y does not fit the rows of A, or x its columns; the dtypes or devices differ.
         TypeError: an argument is not a tensor.
 
     Example:
@@ -289,7 +292,7 @@ def quadratic_gradients(x: Tensor, A: Tensor, *, symmetric: bool = False) -> tup
         The two, in the shapes of x and A. Derivatives, not conjugated.
 
     Raises:
-        RuntimeError: A is not square, or x does not fit it.
+        RuntimeError: A is not square, or x does not fit it; the dtypes or devices differ.
         TypeError: an argument is not a tensor.
 
     Example:
@@ -342,7 +345,7 @@ def quadratic_hvp(A: Tensor, v: Tensor) -> Tensor:
         (n,).
 
     Raises:
-        RuntimeError: A is not square, or v does not fit it.
+        RuntimeError: A is not square, or v does not fit it; the dtypes or devices differ.
         TypeError: an argument is not a tensor.
 
     Example:

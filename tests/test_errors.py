@@ -3,8 +3,11 @@
 Each row is a call and the words its message must hold, beside the name of the op.
 """
 
+import contextlib
+import gc
 import itertools
 import re
+import weakref
 
 import numpy as np
 import pytest
@@ -236,6 +239,59 @@ def test_tensors_that_are_not_dense(op, name, make, word, wanted):
     fails(op, given, name, word, "expected")
 
 
+@pytest.mark.parametrize("kept", (0, 8), ids=("freed", "shrunk"))
+@pytest.mark.parametrize("first", (0, 1), ids=("whole", "sliced"))
+@GRADIENTS
+@OP_AND_ARGUMENT
+def test_tensors_whose_storage_was_freed(op, name, first, kept, wanted):
+    """As FSDP does with parameters that it will gather again: no memory is read."""
+    given = arguments(op)
+    for tensor in given.values():
+        tensor.requires_grad_(wanted)
+    tensor = given[name].detach()
+    given[name] = torch.cat([tensor[:1], tensor])[first:] if first else tensor
+    given[name].untyped_storage().resize_(kept)
+    fails(op, given, name, "no memory", "expected", list(given[name].shape))
+
+
+def test_storage_that_is_freed_before_the_backward_pass():
+    x = here(torch.ones(5, 4)).requires_grad_()
+    weight = here(torch.ones(4, 3))
+    total = mc.matmul(x, weight).sum()
+    weight.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=r"^matmul_backward: b .* has no memory"):
+        total.backward()
+
+
+def test_an_empty_tensor_needs_no_memory():
+    empty = here(torch.ones(0, 3))
+    empty.untyped_storage().resize_(0)
+    assert mc.matmul(empty, here(torch.ones(3, 2))).shape == (0, 2)
+
+
+@OP_AND_ARGUMENT
+def test_an_error_does_not_keep_the_operands(op, name):
+    """Not beyond itself: no cycle holds them until the garbage collector comes."""
+    for bad in ([1.0], torch.ones(1, device="meta"), torch.ones((7, 7, 7, 7)).to_sparse()):
+        given = arguments(op)
+        given[name] = bad
+        kept = weakref.ref(next(value for key, value in given.items() if key != name))
+        gc.disable()
+        try:
+            with contextlib.suppress(Exception):
+                OPS[op][0](**given)
+            del given
+            assert kept() is None
+        finally:
+            gc.enable()
+
+
+@pytest.mark.parametrize("symmetric", ("yes", None, 1, torch.tensor(True)), ids=repr)
+def test_symmetric_is_a_bool(symmetric):
+    with pytest.raises(TypeError, match=r"^quadratic: symmetric is a \w+, expected a bool"):
+        mc.quadratic(**arguments("quadratic"), symmetric=symmetric)
+
+
 @OP_AND_ARGUMENT
 def test_mixed_devices(op, name):
     given = arguments(op)
@@ -293,8 +349,14 @@ def test_from_the_modules():
         here(mc.nn.Linear(3, 5))(here(torch.ones(2, 3, dtype=torch.float64)))
     with pytest.raises(RuntimeError, match=r"^nn_bilinear: input2"):
         here(mc.nn.Bilinear(3, 4, 5))(here(torch.ones(2, 3)), here(torch.ones(2, 5)))
-    with pytest.raises(RuntimeError, match=r"^quadratic: x has 4 entries"):
-        here(mc.nn.Quadratic(3, 5))(here(torch.ones(2, 4)))
+    layer = here(mc.nn.Quadratic(3, 5))
+    for shape in ((2, 4), ()):
+        with pytest.raises(
+            RuntimeError, match=r"^Quadratic: input has shape .* expected \(\.\.\., 3\)"
+        ):
+            layer(here(torch.ones(shape)))
+    with pytest.raises(TypeError, match=r"input.*Tensor.*list"):
+        layer([1.0, 2.0, 3.0])
 
 
 def test_a_failed_call_leaves_the_next_one_right():

@@ -459,6 +459,18 @@ def test_closed_forms_carry_batches_and_gradients():
             lambda: derivatives.bilinear_gradients(torch.ones(2), torch.ones(2, 3), torch.ones(2)),
             "x has 2 entries, A has 3 columns",
         ),
+        (
+            lambda: derivatives.matrix_vector_vjp_matrix(
+                torch.ones(2), torch.ones(2, 3), torch.ones(3, dtype=torch.float64)
+            ),
+            "matrix_vector_vjp_matrix: v is float32 and x is float64, expected one dtype",
+        ),
+        (
+            lambda: derivatives.matrix_vector_jacobian_matrix(
+                torch.ones(2, 3, device="meta"), torch.ones(3)
+            ),
+            "A is on meta and x is on cpu, expected one device",
+        ),
     ],
 )
 def test_closed_forms_refuse_what_does_not_fit(call, message):

@@ -405,11 +405,21 @@ def test_quadratic_text_and_bad_sizes():
     assert mc.nn.Quadratic(7).out_features == 1
     assert here(mc.nn.Quadratic(7))(here(torch.ones(3, 7))).shape == (3, 1)
     assert list(mc.nn.Quadratic(7, bias=False).state_dict()) == ["weight"]
-    for size in (0, -1):
-        with pytest.raises(
-            ValueError, match=f"Quadratic: in_features must be positive, got {size}"
-        ):
-            mc.nn.Quadratic(size)
+    assert mc.nn.Quadratic(7, 0)(torch.ones(3, 7)).shape == (3, 0)
+    for sizes, message in (
+        ((0,), "in_features is 0, expected at least 1"),
+        ((-1,), "in_features is -1, expected at least 1"),
+        ((3, -1), "out_features is -1, expected at least 0"),
+    ):
+        with pytest.raises(ValueError, match=f"^Quadratic: {message}$"):
+            mc.nn.Quadratic(*sizes)
+    for sizes, message in (
+        (("3",), "in_features is a str, expected an int"),
+        ((3.5,), "in_features is a float, expected an int"),
+        ((3, None), "out_features is a NoneType, expected an int"),
+    ):
+        with pytest.raises(TypeError, match=f"^Quadratic: {message}$"):
+            mc.nn.Quadratic(*sizes)
 
 
 def test_functional_is_that_of_torch():

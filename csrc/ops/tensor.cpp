@@ -87,6 +87,16 @@ std::string device_name(const Operand& operand) {
   return name.str();
 }
 
+// Whether the storage holds every element of the operand: one that was freed does not.
+bool within(int64_t storage_numel, int64_t offset, const Operand& operand) {
+  int64_t last = offset;
+  for (int64_t i = 0; i < operand.dim; ++i) {
+    if (operand.sizes[i] == 0) return true;
+    last += (operand.sizes[i] - 1) * operand.strides[i];
+  }
+  return last < storage_numel;
+}
+
 [[noreturn, gnu::cold]] void fail_read(const char* op, const char* name) {
   fail(op, ": ", name, " could not be read: expected a dense tensor with storage");
 }
@@ -147,12 +157,15 @@ Operand::Operand(const char* op, const char* operand_name, const Tensor& tensor)
   }
   int64_t* read_sizes = nullptr;
   int64_t* read_strides = nullptr;
+  int64_t storage_numel = 0, offset = 0;
   if (aoti_torch_get_dim(handle, &dim) != AOTI_TORCH_SUCCESS ||
       aoti_torch_get_sizes(handle, &read_sizes) != AOTI_TORCH_SUCCESS ||
       aoti_torch_get_strides(handle, &read_strides) != AOTI_TORCH_SUCCESS ||
       aoti_torch_get_dtype(handle, &dtype) != AOTI_TORCH_SUCCESS ||
       aoti_torch_get_device_type(handle, &device_type) != AOTI_TORCH_SUCCESS ||
       aoti_torch_get_device_index(handle, &device_index) != AOTI_TORCH_SUCCESS ||
+      aoti_torch_get_storage_numel(handle, &storage_numel) != AOTI_TORCH_SUCCESS ||
+      aoti_torch_get_storage_offset(handle, &offset) != AOTI_TORCH_SUCCESS ||
       torch_get_const_data_ptr(handle, &data) != AOTI_TORCH_SUCCESS) {
     fail_read(op, name);
   }
@@ -160,6 +173,10 @@ Operand::Operand(const char* op, const char* operand_name, const Tensor& tensor)
   strides = read_strides;
   if (dim > kMaxTensorDims) {
     fail(op, ": ", name, " has ", dim, " dimensions, at most ", kMaxTensorDims, " are supported");
+  }
+  if (!within(storage_numel, offset, *this)) {
+    fail(op, ": ", name, " of shape ", shape(), " has no memory, expected a tensor whose storage ",
+         "holds all its elements: its untyped_storage() was freed or made smaller by resize_()");
   }
 }
 

@@ -1,6 +1,7 @@
 """Linear and Bilinear as in `torch.nn`, computed by the kernels of this package, and Quadratic."""
 
 import math
+import operator
 
 import torch
 from torch import Tensor
@@ -78,6 +79,17 @@ class Bilinear(torch.nn.Bilinear):
         return F.bilinear(input1, input2, self.weight, self.bias)
 
 
+def _size(name: str, value: int, least: int) -> int:
+    try:
+        size = operator.index(value)
+    except TypeError:
+        kind = type(value).__name__
+        raise TypeError(f"Quadratic: {name} is a {kind}, expected an int") from None
+    if size < least:
+        raise ValueError(f"Quadratic: {name} is {size}, expected at least {least}")
+    return size
+
+
 class Quadratic(torch.nn.Module):
     r"""One quadratic form per output, z_o = xᵀ W_o x + b_o.
 
@@ -101,7 +113,8 @@ class Quadratic(torch.nn.Module):
         input (..., n), of the dtype of the parameters; output (..., m).
 
     Raises:
-        ValueError: `in_features` is not positive.
+        TypeError: a size is not an integer.
+        ValueError: `in_features` is less than 1, or `out_features` less than 0.
         RuntimeError: the input's last dimension is not n, or its dtype is not the weight's.
 
     Source: docs/mathematics.md.
@@ -127,15 +140,13 @@ class Quadratic(torch.nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if in_features <= 0:
-            raise ValueError(f"Quadratic: in_features must be positive, got {in_features}")
-        self.in_features = in_features
-        self.out_features = out_features
+        self.in_features = _size("in_features", in_features, 1)
+        self.out_features = _size("out_features", out_features, 0)
         self.symmetric = symmetric
-        shape = (out_features, in_features, in_features)
+        shape = (self.out_features, self.in_features, self.in_features)
         self.weight = torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         if bias:
-            self.bias = torch.nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
+            self.bias = torch.nn.Parameter(torch.empty(shape[:1], device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
         self.reset_parameters()
@@ -152,7 +163,13 @@ class Quadratic(torch.nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return inputᵀ W_o input + b_o for every o, of shape (..., out_features)."""
-        forms = quadratic(input.unsqueeze(-2), self.weight, symmetric=self.symmetric)
+        if isinstance(input, Tensor) and input.shape[-1:] != (self.in_features,):
+            raise RuntimeError(
+                f"Quadratic: input has shape {list(input.shape)}, expected "
+                f"(..., {self.in_features}) as in_features says"
+            )
+        rows = torch.unsqueeze(input, -2)
+        forms = quadratic(rows, self.weight, symmetric=self.symmetric)
         return forms if self.bias is None else forms + self.bias
 
     def extra_repr(self) -> str:

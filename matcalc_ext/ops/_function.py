@@ -295,39 +295,45 @@ def symbolic(*arguments: Any) -> bool:
     return any(isinstance(argument, torch.fx.Proxy) for argument in arguments)
 
 
-_DEVICES = ("cpu", "meta", *(["cuda"] if _ops._C.build_info()["cuda"] else []))
+DEVICES = ("cpu", "meta", *(["cuda"] if _ops._C.build_info()["cuda"] else []))
 
 
-def problem(op: str, **arguments: Any) -> Exception | None:
-    """What the kernels cannot say about arguments they never see, or None."""
+def refuse(op: str, **arguments: Any) -> None:
+    """Raises what the kernels cannot say about arguments they never see, if that is what failed.
+
+    From here, in the place of the error that is being handled. (Were it returned to be raised, the
+    frame that held it would stay, with all operands, until the garbage collector found the cycle.)
+    """
     for name, value in arguments.items():
         if value is None and name == "bias":
             continue
         if not isinstance(value, Tensor):
-            return TypeError(f"{op}: {name} is a {type(value).__name__}, expected a torch.Tensor")
-        kind = _unsupported(value)
+            raise TypeError(
+                f"{op}: {name} is a {type(value).__name__}, expected a torch.Tensor"
+            ) from None
+        kind = not_dense(value)
         if kind is not None:
-            return RuntimeError(
+            raise RuntimeError(
                 f"{op}: {name} is a {kind} tensor, expected a dense tensor (torch.strided)"
-            )
+            ) from None
     tensors = {name: value for name, value in arguments.items() if value is not None}
     first_name, first = next(iter(tensors.items()))
     for name, tensor in tensors.items():
         if tensor.device != first.device:
-            return RuntimeError(
+            raise RuntimeError(
                 f"{op}: {first_name} is on {first.device} and {name} is on {tensor.device}, "
                 "expected one device for all operands"
-            )
-    if first.device.type not in _DEVICES:
-        has = "the CPU and for CUDA" if "cuda" in _DEVICES else "the CPU"
-        return RuntimeError(
+            ) from None
+    if first.device.type not in DEVICES:
+        has = "the CPU and for CUDA" if "cuda" in DEVICES else "the CPU"
+        raise RuntimeError(
             f"{op}: {first_name} is on {first.device}, but this build of matcalc_ext has kernels "
             f"for {has} only: move the operands with .cpu()"
-        )
-    return None
+        ) from None
 
 
-def _unsupported(tensor: Tensor) -> str | None:
+def not_dense(tensor: Tensor) -> str | None:
+    """What kind of tensor it is, of those that the kernels do not read, or None."""
     if tensor.is_nested:
         return "nested"
     if tensor.is_quantized:
@@ -400,7 +406,8 @@ def register(
         names = (argument.name for argument in schema.arguments)
         named = zip(names, arguments(args, kwargs), strict=True)
         tensors = {n: value for n, value in named if isinstance(value, Tensor)}
-        raise problem(name, **tensors) or RuntimeError(f"{name}: expected dense tensors")
+        refuse(name, **tensors)
+        raise RuntimeError(f"{name}: expected dense tensors")
 
     _library.impl(name, autograd_kernel, "Autograd")
     _library.impl(name, transform_kernel, "FuncTorchDynamicLayerFrontMode")

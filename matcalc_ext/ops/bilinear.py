@@ -23,7 +23,7 @@ from ._function import (
     legacy_vmap,
     logical_shape,
     needed,
-    problem,
+    refuse,
     register,
     sample_shapes,
     save,
@@ -328,7 +328,5 @@ def bilinear(y: Tensor, A: Tensor, x: Tensor) -> Tensor:
     except Exception:
         if symbolic(y, A, x):
             return torch.ops.matcalc_ext.bilinear(y, A, x)  # type: ignore[no-any-return]
-        error = problem("bilinear", y=y, A=A, x=x)
-        if error is None:
-            raise
-        raise error from None
+        refuse("bilinear", y=y, A=A, x=x)
+        raise

@@ -23,7 +23,7 @@ from ._function import (
     legacy_vmap,
     logical_shape,
     needed,
-    problem,
+    refuse,
     register,
     save,
     symbolic,
@@ -319,7 +319,5 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     except Exception:
         if symbolic(input, weight, bias):
             return torch.ops.matcalc_ext.linear(input, weight, bias)  # type: ignore[no-any-return]
-        error = problem("linear", input=input, weight=weight, bias=bias)
-        if error is None:
-            raise
-        raise error from None
+        refuse("linear", input=input, weight=weight, bias=bias)
+        raise

@@ -23,7 +23,7 @@ from ._function import (
     legacy_vmap,
     logical_shape,
     needed,
-    problem,
+    refuse,
     register,
     sample_shapes,
     save,
@@ -254,7 +254,5 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     except Exception:
         if symbolic(a, b):
             return torch.ops.matcalc_ext.matmul(a, b)  # type: ignore[no-any-return]
-        error = problem("matmul", a=a, b=b)
-        if error is None:
-            raise
-        raise error from None
+        refuse("matmul", a=a, b=b)
+        raise

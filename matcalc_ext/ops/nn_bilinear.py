@@ -24,7 +24,7 @@ from ._function import (
     legacy_vmap,
     logical_shape,
     needed,
-    problem,
+    refuse,
     register,
     sample_shapes,
     save,
@@ -367,7 +367,5 @@ def nn_bilinear(
     except Exception:
         if symbolic(input1, input2, weight, bias):
             return torch.ops.matcalc_ext.nn_bilinear(input1, input2, weight, bias)  # type: ignore[no-any-return]
-        error = problem("nn_bilinear", input1=input1, input2=input2, weight=weight, bias=bias)
-        if error is None:
-            raise
-        raise error from None
+        refuse("nn_bilinear", input1=input1, input2=input2, weight=weight, bias=bias)
+        raise

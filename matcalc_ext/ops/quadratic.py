@@ -23,7 +23,7 @@ from ._function import (
     legacy_vmap,
     logical_shape,
     needed,
-    problem,
+    refuse,
     register,
     sample_shapes,
     save,
@@ -288,7 +288,7 @@ def quadratic(x: Tensor, A: Tensor, *, symmetric: bool = False) -> Tensor:
     Raises:
         RuntimeError: A is not square or does not fit x, the batch dimensions do not broadcast, an
             operand is not dense or is of integers, or the dtypes or devices differ.
-        TypeError: an argument is not a tensor.
+        TypeError: an operand is not a tensor, or `symmetric` is not a bool.
 
     Source:
         Barnes, *Matrix Calculus*, propositions on α = xᵀAx; Petersen and Pedersen, *The Matrix
@@ -301,6 +301,9 @@ def quadratic(x: Tensor, A: Tensor, *, symmetric: bool = False) -> Tensor:
     """
     if compiling() or tracing():
         return torch.ops.matcalc_ext.quadratic(x, A, symmetric=symmetric)  # type: ignore[no-any-return]
+    if symmetric is not False and symmetric is not True:
+        kind = type(symmetric).__name__
+        raise TypeError(f"quadratic: symmetric is a {kind}, expected a bool")
     try:
         if autocast_active():
             return apply_quadratic(autocast(x), autocast(A), symmetric)
@@ -308,7 +311,5 @@ def quadratic(x: Tensor, A: Tensor, *, symmetric: bool = False) -> Tensor:
     except Exception:
         if symbolic(x, A):
             return torch.ops.matcalc_ext.quadratic(x, A, symmetric=symmetric)  # type: ignore[no-any-return]
-        error = problem("quadratic", x=x, A=A)
-        if error is None:
-            raise
-        raise error from None
+        refuse("quadratic", x=x, A=A)
+        raise
