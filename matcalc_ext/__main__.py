@@ -17,12 +17,16 @@ def info() -> int:
     built = _C.build_info()
     forced = os.environ.get("MATCALC_CPU_ISA")
     reason = f"MATCALC_CPU_ISA={forced}" if forced else "the fastest"
+    try:
+        in_use = f"in use: {_C.cpu_isa()} ({reason})"
+    except RuntimeError as error:
+        in_use = f"no op can run: {error}"
     facts = {
         "matcalc_ext": f"{__version__} in {os.path.dirname(__file__)}",
         "torch": f"{torch.__version__} (built for {built['torch_target']} and later)",
         "Python": f"{platform.python_version()} on {platform.platform()}",
         "compiler": built["compiler"],
-        "CPU": f"{', '.join(_C.cpu_isas())}; in use: {_C.cpu_isa()} ({reason})",
+        "CPU": f"{', '.join(_C.cpu_isas())}; {in_use}",
         "threads": f"{torch.get_num_threads()} (torch.set_num_threads)",
         "CUDA": cuda(),
     }

@@ -14,7 +14,6 @@ The rules are registered when `torch.distributed.tensor` is imported, which take
 torch itself, and which most programs do without.
 """
 
-import importlib.util
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -439,7 +438,8 @@ def _call_sharded(equation_of: Callable[..., Equation]) -> Callable[..., Any]:
             for name, placements in plan.operands.items():
                 tensor = tensors[name]
                 if tensor.placements != (*placements,):
-                    tensor = tensor.redistribute(placements=placements)
+                    # Detached, for torch 2.10 does that to the result, and has no rule for it.
+                    tensor = tensor.detach().redistribute(placements=placements)
                 arguments[name] = tensor.to_local()
             if any(mesh.get_local_rank(dim) != 0 for dim in plan.bias) and "bias" in arguments:
                 arguments["bias"] = None
@@ -523,19 +523,21 @@ _TENSOR = "torch.distributed.tensor"
 
 
 class _WhenImported(MetaPathFinder):
-    """Calls `_register` once DTensor's module has been imported."""
+    """Calls `_register` once DTensor's module has been imported, not only looked for."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
         if name != _TENSOR:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        others = [finder for finder in sys.meta_path if finder is not self]
+        specs = (finder.find_spec(name, path, target) for finder in others)
+        spec = next((spec for spec in specs if spec is not None), None)
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
 
         def exec_module(module: Any) -> None:
             execute(module)
+            sys.meta_path.remove(self)
             _register()
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]

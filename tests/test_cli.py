@@ -35,6 +35,14 @@ def test_info_names_the_forced_instruction_set(isa, monkeypatch):
     assert f"in use: {isa} (MATCALC_CPU_ISA={isa})" in output
 
 
+def test_info_says_that_the_forced_instruction_set_is_not_there(monkeypatch):
+    monkeypatch.setenv("MATCALC_CPU_ISA", "avx1024")
+    command = [sys.executable, "-m", "matcalc_ext", "info"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert 'no op can run: environment variable MATCALC_CPU_ISA names "avx1024"' in output
+    assert "\nthreads " in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [(["chekc"], "invalid choice: 'chekc'"), ([], "required: command"), (["info", "x"], "x")],

@@ -304,7 +304,12 @@ def test_whichever_is_imported_first(first, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     for name, value in environment.items():
         monkeypatch.setenv(name, str(value))
-    without = "import sys; assert 'torch.distributed.tensor' not in sys.modules"
+    # As a program may, to see whether it is installed.
+    without = """
+import importlib.util, sys
+assert importlib.util.find_spec("torch.distributed.tensor") is not None
+assert "torch.distributed.tensor" not in sys.modules
+"""
     code = f"{one}\n{without if first == 0 else ''}\n{two}\n{ONE_DEVICE}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

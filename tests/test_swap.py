@@ -231,6 +231,51 @@ def test_subclasses_are_left_and_reported():
     assert model(x).shape == (3, 2)
 
 
+class DoubledWeight(torch.Tensor):
+    """A weight as quantisation libraries make them: it says itself what F.linear does with it."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        result = super().__torch_function__(func, types, args, kwargs)
+        return 2 * result if func is nn.functional.linear else result
+
+
+class WrappedWeight(torch.Tensor):
+    """The same, below autograd."""
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        return result.as_subclass(cls) if func is torch.ops.aten.detach.default else result
+
+
+class Named(torch.Tensor):
+    """A tensor like others."""
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning")
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda w: w.as_subclass(DoubledWeight), "its weight is a DoubledWeight, which has a"),
+        (lambda w: w.as_subclass(WrappedWeight), "its weight is a WrappedWeight, which has a"),
+        (lambda w: w.to_sparse_csr(), "its weight is a sparse csr tensor"),
+        (lambda w: w.to(torch.float8_e4m3fn), "its weight is float8_e4m3fn"),
+        (lambda w: w.as_subclass(Named), ""),
+        (lambda w: w.to("meta"), ""),
+    ],
+    ids=("function", "dispatch", "sparse", "float8", "subclass", "meta"),
+)
+def test_weights_that_no_kernel_reads(make, reason):
+    layer = nn.Linear(4, 3)
+    layer.weight = nn.Parameter(make(layer.weight.detach()), requires_grad=False)
+    report = []
+    mc.nn.swap(layer, report=report)
+    assert report[0].replaced == (not reason)
+    assert report[0].reason.startswith(reason)
+    assert type(layer) is (nn.Linear if reason else mc.nn.Linear)
+
+
 def test_flags_dtype_hooks_and_buffers_stay():
     layer = nn.Linear(6, 4).to(torch.bfloat16).eval()
     layer.weight.requires_grad_(False)

@@ -4,7 +4,10 @@ import logging
 from typing import NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
+from .._ops import FLOATING
+from ..ops._function import DEVICES, not_dense
 from .modules import Bilinear, Linear
 
 __all__ = ["Swap", "swap"]
@@ -32,6 +35,35 @@ class Swap(NamedTuple):
         return f"{names} [{self.kind}]: {outcome}"
 
 
+# Of torch's tensors that say themselves what an op does with them: those that know ours.
+_KNOWN = ("DTensor", "FakeTensor", "FunctionalTensor")
+
+
+def _unfit(module: torch.nn.Module) -> str:
+    """Why the kernels cannot take the parameters of this module; empty where they can."""
+    for name in ("weight", "bias"):
+        tensor = getattr(module, name)
+        if tensor is None:
+            continue
+        if _multiplies_itself(type(tensor)):
+            return f"its {name} is a {type(tensor).__name__}, which has a product of its own"
+        kind = not_dense(tensor)
+        if kind is not None:
+            return f"its {name} is a {kind} tensor"
+        if tensor.dtype not in FLOATING:
+            return f"its {name} is {str(tensor.dtype).removeprefix('torch.')}"
+        if tensor.device.type not in DEVICES:
+            return f"its {name} is on {tensor.device}, for which this build has no kernels"
+    return ""
+
+
+def _multiplies_itself(kind: type[Tensor]) -> bool:
+    function = getattr(kind.__torch_function__, "__func__", None)  # None: torch's own Parameter
+    if function is not None and function is not Tensor.__torch_function__.__func__:  # type: ignore[attr-defined]
+        return True
+    return kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ and kind.__name__ not in _KNOWN
+
+
 def swap(model: Model, *, report: list[Swap] | None = None) -> Model:
     """Let every `torch.nn.Linear` and `torch.nn.Bilinear` of a model compute with this package.
 
@@ -42,10 +74,15 @@ def swap(model: Model, *, report: list[Swap] | None = None) -> Model:
 
     Left as they are, and reported: subclasses, which may have a `forward` of their own or be
     handled by their class elsewhere (a parametrized module is one, so is the output projection of
-    `torch.nn.MultiheadAttention`), and modules whose instance carries its own `forward`.
+    `torch.nn.MultiheadAttention`), modules whose instance carries its own `forward`, and those
+    whose parameters no kernel here reads: sparse and quantised ones, other dtypes and devices, and
+    tensors that bring a product of their own.
     `torch.nn.TransformerEncoderLayer` in evaluation mode without gradients may read the weights
     and use a kernel of torch's own; what it returns is the same. Tools that look modules up by
-    their exact class, such as `torch.ao.quantization`, are to be used before.
+    their exact class, such as `torch.ao.quantization`, are to be used before, and so is
+    `torch.jit.script`, which cannot read these modules (`torch.jit.trace`, `torch.export` and
+    `torch.compile` can). Under autocast a swapped Bilinear computes in the lower precision, as
+    matrix products do, which torch's does not on the CPU.
 
     Args:
         model: any module; it is changed in place. It may itself be a Linear or Bilinear.
@@ -82,6 +119,8 @@ def swap(model: Model, *, report: list[Swap] | None = None) -> Model:
         elif "forward" in vars(module):
             reason = "this instance has a forward of its own"
         else:
+            reason = _unfit(module)
+        if not reason:
             module.__class__ = REPLACEMENTS[before]
         kind = f"{before.__module__}.{before.__qualname__}"
         entry = Swap(tuple(names), kind, replaced=not reason, reason=reason)
