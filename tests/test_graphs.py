@@ -5,6 +5,7 @@ import pickle
 import pytest
 import torch
 from reference import OPS, arguments, draw, gradients
+from torch._dynamo import compiled_autograd
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import matcalc_ext
@@ -177,3 +178,20 @@ def test_symbolic_trace_of_a_function(op):
     for shapes in families:
         args = arguments(shapes)
         torch.testing.assert_close(traced(*args), op.plain(*args))
+
+
+@pytest.mark.parametrize("keeps", [False, True], ids=["plain", "keeps_products"])
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's
+@EACH_OP
+def test_compiled_autograd_takes_the_whole_backward_pass(op, keeps, monkeypatch):
+    if keeps:
+        monkeypatch.setattr(_function, "_KEEP_FROM", 0)
+    args = arguments(next(iter(op.families.values())))
+    grad = draw(op.plain(*args).shape)
+    leaves = [t.clone().requires_grad_() for t in args]
+    output = op.ours(*leaves)
+    with compiled_autograd._enable(torch.compile(backend="aot_eager", fullgraph=True)):
+        output.backward(grad)
+    for leaf, expected in zip(leaves, gradients(op.plain, args, grad), strict=True):
+        torch.testing.assert_close(leaf.grad, expected)

@@ -29,6 +29,8 @@ from .. import _ops
 transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 autocast_active: Callable[[], bool] = torch._C._is_any_autocast_enabled
 compiling: Callable[[], bool] = torch.compiler.is_compiling
+# A formula of a Function: compiled autograd traces what a backward pass calls.
+dynamo_tracing: Callable[[], bool] = torch.compiler.is_dynamo_compiling
 tracing: Callable[[], bool] = torch._C._is_tracing  # by torch.jit.trace
 grad_enabled: Callable[[], bool] = torch.is_grad_enabled
 # A tensor that outlived its transform (one saved for the backward pass of torch.func.vjp, say)

@@ -16,6 +16,7 @@ from ._function import (
     autocast_active,
     batch_first,
     compiling,
+    dynamo_tracing,
     fast_apply,
     forward_rule,
     grad_enabled,
@@ -59,7 +60,12 @@ class Bilinear(Function):
             return None, None, None
         y, A, x, *kept = ctx.saved_tensors
         needs = needed(ctx, grad, y, A)
-        if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
+        if (
+            grad_enabled()
+            or forward_ad._current_level >= 0
+            or transforms_active()
+            or dynamo_tracing()
+        ):
             return apply_bilinear_backward(grad, y, A, x, *needs)
         if kept and not is_batched(grad):
             return _products_backward(grad, y, A, x, *kept, *needs)  # type: ignore[no-any-return]
@@ -272,6 +278,8 @@ def apply_bilinear_backward(
     grad: Tensor, y: Tensor, A: Tensor, x: Tensor, need_y: bool, need_A: bool, need_x: bool
 ) -> Grads:
     """`BilinearBackward` by the cheapest way that is right here."""
+    if dynamo_tracing():
+        return torch.ops.matcalc_ext.bilinear_backward(grad, y, A, x, need_y, need_A, need_x)  # type: ignore[no-any-return]
     if transforms_active():
         return BilinearBackward.apply(grad, y, A, x, need_y, need_A, need_x)  # type: ignore[no-any-return, no-untyped-call]
     if forward_ad._current_level >= 0 or grad_enabled():

@@ -16,6 +16,7 @@ from ._function import (
     autocast_active,
     batch_first,
     compiling,
+    dynamo_tracing,
     fast_apply,
     forward_rule,
     grad_enabled,
@@ -57,7 +58,12 @@ class Linear(Function):
         input, weight, *saved = ctx.saved_tensors
         bias = saved[0] if saved else ctx.bias
         needs = needed(ctx, grad, grad)
-        if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
+        if (
+            grad_enabled()
+            or forward_ad._current_level >= 0
+            or transforms_active()
+            or dynamo_tracing()
+        ):
             return apply_linear_backward(grad, input, weight, bias, *needs)
         if False in needs:
             return _backward(grad, input, weight, bias, *needs)  # type: ignore[no-any-return]
@@ -263,6 +269,10 @@ def apply_linear_backward(
     need_bias: bool,
 ) -> Grads:
     """`LinearBackward` by the cheapest way that is right here."""
+    if dynamo_tracing():
+        return torch.ops.matcalc_ext.linear_backward(  # type: ignore[no-any-return]
+            grad, input, weight, bias, need_input, need_weight, need_bias
+        )
     if transforms_active():
         return LinearBackward.apply(  # type: ignore[no-any-return, no-untyped-call]
             grad, input, weight, bias, need_input, need_weight, need_bias

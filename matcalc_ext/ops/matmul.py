@@ -16,6 +16,7 @@ from ._function import (
     autocast_active,
     batch_first,
     compiling,
+    dynamo_tracing,
     fast_apply,
     forward_rule,
     grad_enabled,
@@ -56,7 +57,12 @@ class Matmul(Function):
             return None, None
         a, b = ctx.saved_tensors
         needs = needed(ctx, grad, grad)
-        if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
+        if (
+            grad_enabled()
+            or forward_ad._current_level >= 0
+            or transforms_active()
+            or dynamo_tracing()
+        ):
             return apply_matmul_backward(grad, a, b, *needs)
         if False in needs:
             return _backward(grad, a, b, *needs)  # type: ignore[no-any-return]
@@ -200,6 +206,8 @@ def apply_matmul(a: Tensor, b: Tensor) -> Tensor:
 
 def apply_matmul_backward(grad: Tensor, a: Tensor, b: Tensor, need_a: bool, need_b: bool) -> Grads:
     """`MatmulBackward` by the cheapest way that is right here."""
+    if dynamo_tracing():
+        return torch.ops.matcalc_ext.matmul_backward(grad, a, b, need_a, need_b)  # type: ignore[no-any-return]
     if transforms_active():
         return MatmulBackward.apply(grad, a, b, need_a, need_b)  # type: ignore[no-any-return, no-untyped-call]
     if forward_ad._current_level >= 0 or grad_enabled():

@@ -17,6 +17,7 @@ from ._function import (
     autocast_active,
     batch_first,
     compiling,
+    dynamo_tracing,
     fast_apply,
     forward_rule,
     grad_enabled,
@@ -62,7 +63,12 @@ class NnBilinear(Function):
             return None, None, None, None
         x1, x2, weight = ctx.saved_tensors
         needs = needed(ctx, grad, weight)
-        if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
+        if (
+            grad_enabled()
+            or forward_ad._current_level >= 0
+            or transforms_active()
+            or dynamo_tracing()
+        ):
             return apply_nn_bilinear_backward(grad, x1, x2, weight, *needs)
         if False in needs:
             return _backward(grad, x1, x2, weight, *needs)  # type: ignore[no-any-return]
@@ -306,6 +312,8 @@ def apply_nn_bilinear_backward(
 ) -> Grads:
     """`NnBilinearBackward` by the cheapest way that is right here."""
     needs = need_input1, need_input2, need_weight, need_bias
+    if dynamo_tracing():
+        return torch.ops.matcalc_ext.nn_bilinear_backward(grad, input1, input2, weight, *needs)  # type: ignore[no-any-return]
     if transforms_active():
         return NnBilinearBackward.apply(grad, input1, input2, weight, *needs)  # type: ignore[no-any-return, no-untyped-call]
     if forward_ad._current_level >= 0 or grad_enabled():

@@ -16,6 +16,7 @@ from ._function import (
     autocast_active,
     batch_first,
     compiling,
+    dynamo_tracing,
     fast_apply,
     forward_rule,
     grad_enabled,
@@ -73,7 +74,12 @@ class Quadratic(Function):
             return None, None, None
         x, A, *kept = ctx.saved_tensors
         need_x, need_A, _ = needed(ctx, grad, x, A)
-        if grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
+        if (
+            grad_enabled()
+            or forward_ad._current_level >= 0
+            or transforms_active()
+            or dynamo_tracing()
+        ):
             return *apply_quadratic_backward(grad, x, A, ctx.symmetric, need_x, need_A), None
         if kept and not is_batched(grad):
             return *_products_backward(grad, x, A, *kept, ctx.symmetric, need_x, need_A), None
@@ -252,6 +258,8 @@ def apply_quadratic_backward(
     grad: Tensor, x: Tensor, A: Tensor, symmetric: bool, need_x: bool, need_A: bool
 ) -> Grads:
     """`QuadraticBackward` by the cheapest way that is right here."""
+    if dynamo_tracing():
+        return torch.ops.matcalc_ext.quadratic_backward(grad, x, A, symmetric, need_x, need_A)  # type: ignore[no-any-return]
     if transforms_active():
         return QuadraticBackward.apply(grad, x, A, symmetric, need_x, need_A)  # type: ignore[no-any-return, no-untyped-call]
     if forward_ad._current_level >= 0 or grad_enabled():
