@@ -24,7 +24,9 @@ def test_info(capsys):
     assert "gcc" in lines["compiler"] or "clang" in lines["compiler"]
     assert lines["CPU"].startswith(f"{', '.join(_C.cpu_isas())}; in use: {_C.cpu_isa()}")
     assert lines["threads"].startswith(str(torch.get_num_threads()))
-    assert lines["CUDA"].startswith("no: ")
+    built = _C.build_info()["cuda"]
+    assert lines["CUDA"].startswith("no: ") == (not built)
+    assert ("torch finds no GPU" in lines["CUDA"]) == (built and not torch.cuda.is_available())
 
 
 @pytest.mark.parametrize("isa", _C.cpu_isas())

@@ -294,6 +294,7 @@ mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
 x, A = torch.ones(3, 2), torch.eye(2)
 args = [distribute_tensor(t, mesh, [Shard(0)]) for t in (x, A, x)]
 assert matcalc_ext.bilinear(*args).full_tensor().tolist() == [2, 2, 2]
+torch.distributed.destroy_process_group()
 """
 
 
