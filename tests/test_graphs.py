@@ -182,7 +182,6 @@ def test_symbolic_trace_of_a_function(op):
 
 @pytest.mark.parametrize("keeps", [False, True], ids=["plain", "keeps_products"])
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's
 @EACH_OP
 def test_compiled_autograd_takes_the_whole_backward_pass(op, keeps, monkeypatch):
     if keeps:
