@@ -143,7 +143,7 @@ struct Form {
 
 namespace cpu {
 
-// Integer dtypes take a plain loop that wraps as torch does; Forms take no integers.
+// Sums of integers wrap as torch's do; Forms take no integers.
 void contract(const Contraction& op);
 void form(const Form& op);
 // Whether tiles make the products of this dtype, also those with a generated operand S whose runs

@@ -25,6 +25,7 @@ pytestmark = [
         "test_forms_isa.py",
         "test_small_isa.py",
         "test_vectors_isa.py",
+        "test_integers_isa.py",
         "test_random_operands.py::test_value_and_gradients",  # of which every call draws its own
     ),
 )
