@@ -402,6 +402,30 @@ def test_jacobians_of_the_linear_maps(dtype):
     )
 
 
+@pytest.mark.parametrize("shape", [(70, 5), (7, 10, 5), (66, 1), (3, 5)], ids=str)
+@EACH_DOUBLE
+def test_gradient_of_the_matrix_of_a_hessian_vector_product(shape, dtype):
+    """x pᵀ + p xᵀ, of many items from one product and its transposed, and its own derivatives."""
+    x, v, A = (draw(s, dtype) for s in (shape, shape, (shape[-1], shape[-1])))
+    weights = draw(A.shape, dtype)
+
+    def derivatives_of(function, again):
+        leaves = [t.clone().requires_grad_() for t in (x, A)]
+        (dx,) = torch.autograd.grad(function(*leaves).sum().abs(), leaves[0], create_graph=True)
+        grads = torch.autograd.grad((dx * v).abs().square().sum(), leaves, create_graph=again)
+        if not again:
+            return grads
+        return torch.autograd.grad((grads[1] * weights).abs().square().sum(), leaves)
+
+    op = BY_NAME["quadratic"]
+    for again in (False, True):
+        ours, plain = (
+            [t.detach() for t in derivatives_of(function, again)]
+            for function in (op.ours, op.plain)
+        )
+        torch.testing.assert_close(ours, plain)
+
+
 @EACH_DOUBLE
 def test_derivatives_of_the_forms(dtype):
     y, A, x, Q, v = values(dtype)

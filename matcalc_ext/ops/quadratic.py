@@ -209,12 +209,22 @@ class QuadraticBackward(Function):
         return sample_shapes(grads, size, *shapes)
 
 
+# Items from which on a product of n x n takes longer than the copy of its transposed result.
+_MANY_ITEMS = 64
+
+
 def _outer(g: Tensor, x: Tensor, p: Tensor, A: Tensor) -> Tensor | None:
     """G (x pᵀ + p xᵀ), in the shape of A."""
-    return add(
-        apply_bilinear_backward(g, x, A, p, False, True, False)[1],
-        apply_bilinear_backward(g, p, A, x, False, True, False)[1],
-    )
+    one = apply_bilinear_backward(g, x, A, p, False, True, False)[1]
+    assert one is not None
+    # Tracing works on subclasses of Tensor; its graphs must not depend on how large sizes are.
+    traced = type(one) is not Tensor or dynamo_tracing() or is_batched(one)
+    if not traced and A.dim() == 2 and x.numel() >= _MANY_ITEMS * A.shape[0]:
+        return one.mT.contiguous() + one
+    two = apply_bilinear_backward(g, p, A, x, False, True, False)[1]
+    if traced or grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
+        return add(one, two)
+    return one.add_(two)  # type: ignore[arg-type]
 
 
 def _forward_and_save(ctx: Any, x: Tensor, A: Tensor, symmetric: bool) -> Tensor:
