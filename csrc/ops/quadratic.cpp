@@ -71,12 +71,16 @@ void run_gram(const Call& call, const Operand& g, const Operand& x, const Dims& 
   }
 }
 
-// Whether so few forms with a symmetric matrix are best made one after the other: each reads half
-// of it, where a product with all of them has to fold it first. (Two, four and eight of n = 1024 in
-// float32 take 22, 41 and 64 % of the time; complex folds take longer still.)
-bool one_by_one(const Call& call, int64_t n, int64_t items) {
-  constexpr int64_t kLeastSide = 128, kMostItems = 8;
-  return call.kernels->calls_are_cheap && n >= kLeastSide && items <= kMostItems;
+// Whether so few forms with one matrix are best made one after the other, where a product with all
+// of them has to fold it first: a gradient, or a value with a symmetric matrix, of which each reads
+// half. (Values of two, four and eight of n = 1024 in float32 take 22, 41 and 64 % of the time;
+// gradients with a general matrix of two and four 34 and 68 %, of eight in complex64 the same.)
+bool one_by_one(const Call& call, int64_t n, const Dims& batch, bool symmetric) {
+  int64_t items = 1;
+  for (int64_t d = 0; d < batch.count; ++d) items *= batch.sizes[d];
+  const int64_t least_side = symmetric ? 128 : 256;
+  const int64_t most_items = symmetric || is_complex(call.dtype) ? 8 : n < 512 ? 2 : 4;
+  return call.kernels->calls_are_cheap && n >= least_side && items <= most_items;
 }
 
 }  // namespace
@@ -95,7 +99,7 @@ Tensor quadratic(const Tensor& x_tensor, const Tensor& A_tensor, bool symmetric)
     return alpha.take();
   }
 
-  if (matrix_per_item(A, batch) || (symmetric && one_by_one(call, n, alpha.numel))) {
+  if (matrix_per_item(A, batch) || (symmetric && one_by_one(call, n, batch, symmetric))) {
     run_form(
         call,
         {.y = &x, .A = &A, .x = &x, .alpha = &alpha, .quadratic = true, .symmetric = symmetric},
@@ -151,7 +155,8 @@ std::tuple<Tensor, Tensor> quadratic_products(const Tensor& x_tensor, const Tens
   Result p = call.intermediate(product_dims(batch, n));
   if (n == 0) {
     if (alpha.numel != 0) fill_zeros(call, alpha);
-  } else if (alpha.numel != 0 && matrix_per_item(A, batch)) {
+  } else if (alpha.numel != 0 &&
+             (matrix_per_item(A, batch) || one_by_one(call, n, batch, symmetric))) {
     run_form(call,
              {.y = &x,
               .A = &A,
@@ -197,7 +202,7 @@ Gradients2 quadratic_products_backward(const Tensor& grad, const Tensor& x_tenso
     scale_product(call, g, p, batch, dx);
     dx_left = false;
   }
-  if (n != 0 && matrix_per_item(A, batch)) {
+  if (n != 0 && (matrix_per_item(A, batch) || one_by_one(call, n, batch, symmetric))) {
     const bool dx_now = dx_left && !batch_reduced(x, 1, batch);
     const bool dA_now = dA_left && !batch_reduced(A, 2, batch);
     if (dx_now || dA_now) {
