@@ -39,6 +39,10 @@ static_assert(kFormTile * kFormTile <= kPieceRows * kPieceCols);
 // leaves fewer row blocks, the columns are so many that their blocks are enough.
 constexpr int64_t kMaxParts = 1 << 20;
 
+// So many items that have one matrix meet a block of it before the next block is read, if their
+// partial sums are no more numbers than these in all.
+constexpr int64_t kTogether = 8;
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The operands of one item.
@@ -119,7 +123,8 @@ class Evaluation {
 
   bool small() const;
   void run_small(int64_t first, int64_t last) const;
-  void item(Item at, char* scratch, bool in_parallel) const;
+  int64_t items_together() const;
+  void run_together(Batch& batch, int64_t count, char* scratch, bool in_parallel) const;
   void block(const Item& at, const Vectors& v, int64_t index) const;
   void triangle(const Item& at, const Vectors& v, int64_t index) const;
   void outer(const Item& at, const Vectors& v, int64_t index) const;
@@ -293,35 +298,52 @@ void Evaluation::run() const {
   const bool in_parallel =
       std::max(block_count(), outer_blocks_) > 1 && items < 4 * static_cast<int64_t>(num_threads());
   const int64_t grain = in_parallel ? items : std::max<int64_t>(1, kGrain / area);
+  const int64_t together = items_together();
   parallel_for(0, items, grain, [&](int64_t first, int64_t last) {
     Scratch& scratch = Scratch::local();
-    scratch.reserve(static_cast<size_t>(scratch_bytes_));
-    char* bytes = scratch.take<char>(scratch_bytes_);
+    scratch.reserve(static_cast<size_t>(together * scratch_bytes_));
+    char* bytes = scratch.take<char>(together * scratch_bytes_);
     Batch batch(op_, k_.item_bytes, first);
-    for (int64_t i = first; i < last; ++i, batch.next()) {
-      item(batch.item(), bytes, in_parallel);
+    for (int64_t i = first; i < last; i += together) {
+      run_together(batch, std::min(together, last - i), bytes, in_parallel);
     }
   });
 }
 
-void Evaluation::item(Item at, char* scratch, bool in_parallel) const {
-  if (by_columns_) {
-    std::swap(at.y, at.x);
-    std::swap(at.dy, at.dx);
+// One where each item has a matrix of its own.
+int64_t Evaluation::items_together() const {
+  for (int d = 0; d < op_.batch.count; ++d) {
+    if (op_.batch[d].size != 1 && op_.batch[d].a != 0) return 1;
   }
-  Vectors v;
-  v.y = contiguous(at.y, y_stride_, rows_, scratch);
-  v.x = op_.quadratic ? v.y : contiguous(at.x, x_stride_, cols_, scratch);
-  v.parts = scratch;
+  return std::clamp<int64_t>(std::min(op_.batch.numel(), kMaxParts / parts_), 1, kTogether);
+}
+
+// The next items of the batch: each block of A, or of da, for all of them in turn.
+void Evaluation::run_together(Batch& batch, int64_t count, char* scratch, bool in_parallel) const {
+  Item at[kTogether];
+  Vectors v[kTogether];
+  for (int64_t i = 0; i < count; ++i, batch.next(), scratch += scratch_bytes_) {
+    at[i] = batch.item();
+    if (by_columns_) {
+      std::swap(at[i].y, at[i].x);
+      std::swap(at[i].dy, at[i].dx);
+    }
+    char* free = scratch;
+    v[i].y = contiguous(at[i].y, y_stride_, rows_, free);
+    v[i].x = op_.quadratic ? v[i].y : contiguous(at[i].x, x_stride_, cols_, free);
+    v[i].parts = free;
+  }
   const int64_t blocks = block_count();
   const auto tasks = [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b) {
-      if (b >= blocks) {
-        outer(at, v, b - blocks);
-      } else if (op_.symmetric) {
-        triangle(at, v, b);
-      } else {
-        block(at, v, b);
+      for (int64_t i = 0; i < count; ++i) {
+        if (b >= blocks) {
+          outer(at[i], v[i], b - blocks);
+        } else if (op_.symmetric) {
+          triangle(at[i], v[i], b);
+        } else {
+          block(at[i], v[i], b);
+        }
       }
     }
   };
@@ -330,7 +352,7 @@ void Evaluation::item(Item at, char* scratch, bool in_parallel) const {
   } else {
     tasks(0, blocks + outer_blocks_);
   }
-  if (blocks > 0) finish(at, v);
+  for (int64_t i = 0; blocks > 0 && i < count; ++i) finish(at[i], v[i]);
 }
 
 // The vector itself where it is stored as the kernels want it, else a copy in the scratch.
