@@ -136,6 +136,17 @@ const void* one(Dtype dtype) {
   }
 }
 
+// Whether items that share the other operand are products of their own, each in one piece of C:
+// where rows (columns) of C have no one step from one item to the next, all of C waits in a buffer.
+// It pays where what they share is small enough to be read again for each.
+bool wants_items(const Contraction& op, const DimList<ContractionDim>& side, int64_t shared) {
+  constexpr int64_t kLeastSide = 8, kMostShared = 256 << 10;
+  return op.s == nullptr && op.fold == Fold::kNone && side.count > 1 &&
+         uniform_step(side, &ContractionDim::c, kNoStep) == kNoStep &&
+         innermost(side).size >= kLeastSide &&
+         shared * op.k.numel() * dtype_size(op.dtype) <= kMostShared;
+}
+
 #if defined(__x86_64__)
 // Whether dot products of pairs of bfloat16 numbers make it. A generated operand is rounded to
 // bfloat16 for them, as it is where the product of two inputs is a tensor.
@@ -195,6 +206,11 @@ void contract(const Contraction& op) {
     contract_integer(op);
   } else if (contract_dots(op) || contract_small(op) || contract_vectors(op)) {
     return;
+  } else if (wants_items(op, op.m, op.n.numel()) ||
+             (op.bias == nullptr && wants_items(op, op.n, op.m.numel()))) {
+    Contraction items = op;
+    split_outer(wants_items(op, op.m, op.n.numel()) ? items.m : items.n, items.batch);
+    contract(items);
   } else if (wants_transpose(op)) {
     Contraction transposed = op;
     transpose(transposed);
