@@ -3,6 +3,7 @@
 //   dots       one dot product, or one of each item: vector.h
 //   small      nothing is read often enough to be moved first: small.h
 //   vectors    few columns or rows of C, or no sum at all: vector.h
+//   apart      items of a batch that share a small operand, one by one: by these paths in turn
 //   in place   small real products whose B has contiguous rows: nothing is packed
 //   blocked    everything else: gemm.h
 //
@@ -139,12 +140,21 @@ const void* one(Dtype dtype) {
 // Whether items that share the other operand are products of their own, each in one piece of C:
 // where rows (columns) of C have no one step from one item to the next, all of C waits in a buffer.
 // It pays where what they share is small enough to be read again for each.
-bool wants_items(const Contraction& op, const DimList<ContractionDim>& side, int64_t shared) {
+bool lie_apart(const Contraction& op, const DimList<ContractionDim>& side, int64_t shared) {
   constexpr int64_t kLeastSide = 8, kMostShared = 256 << 10;
   return op.s == nullptr && op.fold == Fold::kNone && side.count > 1 &&
          uniform_step(side, &ContractionDim::c, kNoStep) == kNoStep &&
          innermost(side).size >= kLeastSide &&
          shared * op.k.numel() * dtype_size(op.dtype) <= kMostShared;
+}
+
+bool contract_apart(const Contraction& op) {
+  const bool rows = lie_apart(op, op.m, op.n.numel());
+  if (!rows && (op.bias != nullptr || !lie_apart(op, op.n, op.m.numel()))) return false;
+  Contraction items = op;
+  split_outer(rows ? items.m : items.n, items.batch);
+  contract(items);
+  return true;
 }
 
 #if defined(__x86_64__)
@@ -204,13 +214,9 @@ void contract(const Contraction& op) {
     contract(sum);
   } else if (is_integer(op.dtype)) {
     contract_integer(op);
-  } else if (contract_dots(op) || contract_small(op) || contract_vectors(op)) {
+  } else if (contract_dots(op) || contract_small(op) || contract_vectors(op) ||
+             contract_apart(op)) {
     return;
-  } else if (wants_items(op, op.m, op.n.numel()) ||
-             (op.bias == nullptr && wants_items(op, op.n, op.m.numel()))) {
-    Contraction items = op;
-    split_outer(wants_items(op, op.m, op.n.numel()) ? items.m : items.n, items.batch);
-    contract(items);
   } else if (wants_transpose(op)) {
     Contraction transposed = op;
     transpose(transposed);

@@ -57,6 +57,16 @@ def fast_apply(
     return super(Function, function).apply  # type: ignore[misc, no-any-return]
 
 
+def by_formulas() -> bool:
+    """Whether a backward pass calls our Functions in turn, not the op below them.
+
+    It is differentiated itself, or runs inside a transform, or is traced.
+    """
+    return (
+        grad_enabled() or forward_ad._current_level >= 0 or transforms_active() or dynamo_tracing()
+    )
+
+
 def save(ctx: Any, *tensors: Tensor | None) -> None:
     """Keeps tensors for the rules; for the forward rule only where one can be called.
 

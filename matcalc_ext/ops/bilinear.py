@@ -15,6 +15,7 @@ from ._function import (
     autocast,
     autocast_active,
     batch_first,
+    by_formulas,
     compiling,
     dynamo_tracing,
     fast_apply,
@@ -60,12 +61,7 @@ class Bilinear(Function):
             return None, None, None
         y, A, x, *kept = ctx.saved_tensors
         needs = needed(ctx, grad, y, A)
-        if (
-            grad_enabled()
-            or forward_ad._current_level >= 0
-            or transforms_active()
-            or dynamo_tracing()
-        ):
+        if by_formulas():
             return apply_bilinear_backward(grad, y, A, x, *needs)
         if kept and not is_batched(grad):
             return _products_backward(grad, y, A, x, *kept, *needs)  # type: ignore[no-any-return]

@@ -15,6 +15,7 @@ from ._function import (
     autocast,
     autocast_active,
     batch_first,
+    by_formulas,
     compiling,
     dynamo_tracing,
     fast_apply,
@@ -58,12 +59,7 @@ class Linear(Function):
         input, weight, *saved = ctx.saved_tensors
         bias = saved[0] if saved else ctx.bias
         needs = needed(ctx, grad, grad)
-        if (
-            grad_enabled()
-            or forward_ad._current_level >= 0
-            or transforms_active()
-            or dynamo_tracing()
-        ):
+        if by_formulas():
             return apply_linear_backward(grad, input, weight, bias, *needs)
         if False in needs:
             return _backward(grad, input, weight, bias, *needs)  # type: ignore[no-any-return]

@@ -15,6 +15,7 @@ from ._function import (
     autocast,
     autocast_active,
     batch_first,
+    by_formulas,
     compiling,
     dynamo_tracing,
     fast_apply,
@@ -57,12 +58,7 @@ class Matmul(Function):
             return None, None
         a, b = ctx.saved_tensors
         needs = needed(ctx, grad, grad)
-        if (
-            grad_enabled()
-            or forward_ad._current_level >= 0
-            or transforms_active()
-            or dynamo_tracing()
-        ):
+        if by_formulas():
             return apply_matmul_backward(grad, a, b, *needs)
         if False in needs:
             return _backward(grad, a, b, *needs)  # type: ignore[no-any-return]

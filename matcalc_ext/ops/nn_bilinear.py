@@ -16,6 +16,7 @@ from ._function import (
     autocast,
     autocast_active,
     batch_first,
+    by_formulas,
     compiling,
     dynamo_tracing,
     fast_apply,
@@ -63,12 +64,7 @@ class NnBilinear(Function):
             return None, None, None, None
         x1, x2, weight = ctx.saved_tensors
         needs = needed(ctx, grad, weight)
-        if (
-            grad_enabled()
-            or forward_ad._current_level >= 0
-            or transforms_active()
-            or dynamo_tracing()
-        ):
+        if by_formulas():
             return apply_nn_bilinear_backward(grad, x1, x2, weight, *needs)
         if False in needs:
             return _backward(grad, x1, x2, weight, *needs)  # type: ignore[no-any-return]

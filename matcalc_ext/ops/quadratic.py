@@ -15,6 +15,7 @@ from ._function import (
     autocast,
     autocast_active,
     batch_first,
+    by_formulas,
     compiling,
     dynamo_tracing,
     fast_apply,
@@ -74,12 +75,7 @@ class Quadratic(Function):
             return None, None, None
         x, A, *kept = ctx.saved_tensors
         need_x, need_A, _ = needed(ctx, grad, x, A)
-        if (
-            grad_enabled()
-            or forward_ad._current_level >= 0
-            or transforms_active()
-            or dynamo_tracing()
-        ):
+        if by_formulas():
             return *apply_quadratic_backward(grad, x, A, ctx.symmetric, need_x, need_A), None
         if kept and not is_batched(grad):
             return *_products_backward(grad, x, A, *kept, ctx.symmetric, need_x, need_A), None
@@ -218,11 +214,11 @@ def _outer(g: Tensor, x: Tensor, p: Tensor, A: Tensor) -> Tensor | None:
     one = apply_bilinear_backward(g, x, A, p, False, True, False)[1]
     assert one is not None
     # Tracing works on subclasses of Tensor; its graphs must not depend on how large sizes are.
-    traced = type(one) is not Tensor or dynamo_tracing() or is_batched(one)
-    if not traced and A.dim() == 2 and x.numel() >= _MANY_ITEMS * A.shape[0]:
+    plain = type(one) is Tensor and not dynamo_tracing() and not is_batched(one)
+    if plain and A.dim() == 2 and x.numel() >= _MANY_ITEMS * A.shape[0]:
         return one.mT.contiguous() + one
     two = apply_bilinear_backward(g, p, A, x, False, True, False)[1]
-    if traced or grad_enabled() or forward_ad._current_level >= 0 or transforms_active():
+    if by_formulas() or not plain:
         return add(one, two)
     return one.add_(two)  # type: ignore[arg-type]
 
