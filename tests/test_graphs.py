@@ -124,7 +124,7 @@ def test_sizes_known_at_run_time_only_broadcast(fresh_compiler):
         torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
 @EACH_OP
 def test_a_traced_function_has_derivatives(op):
     args = arguments(next(iter(op.families.values())))
@@ -180,6 +180,7 @@ def test_symbolic_trace_of_a_function(op):
         torch.testing.assert_close(traced(*args), op.plain(*args))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's
 @pytest.mark.parametrize("keeps", [False, True], ids=["plain", "keeps_products"])
 @pytest.mark.usefixtures("fresh_compiler")
 @EACH_OP
