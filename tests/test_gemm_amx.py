@@ -108,7 +108,7 @@ def test_several_blocks_of_depth_and_columns(dtype, with_bias):
 def test_rows_in_place(k, wider):
     """Whole steps of the depth are read where they lie, but for the rest of the rows."""
     rng = np.random.default_rng(k)
-    for m, n in ((32, 16), (70, 33)):
+    for m, n in ((32, 16), (70, 33), (70, 1060)):  # one block of columns, or several
         held = np.full((m, k + wider), 0x7FC0, np.uint16)
         held[:, :k] = bits_of(rng.standard_normal((m, k)))
         check(held[:, :k], matrix(rng, k, n, "plain"), dtype=np.uint16)
@@ -155,6 +155,16 @@ def test_a_generated_operand_with_one_factor_for_neighbours(batch, outer, inner)
     a = np.broadcast_to(x1.T[None], shape)
     s = np.broadcast_to(g.T[:, None], shape)
     check_generated(a, s, matrix(rng, batch, 40, "plain"), 2)
+
+
+@pytest.mark.parametrize("inner", (1, 16, 31, 40))
+def test_infinity_in_a_generated_operand(inner):
+    """As the factor of a run that ends amid a step of the depth: its padding stays zero."""
+    a, b = bits_of(np.ones((3, inner))), bits_of(np.ones((inner, 5)))
+    s = np.broadcast_to(bits_of([[1.0], [np.inf], [2.0]]), a.shape)
+    c = np.zeros((3, 5), np.float32)
+    amx().multiply(a, b, c, None, 0, 3, 0, 5, s)
+    assert np.array_equal(c, np.full((3, 5), inner) * [[1.0], [np.inf], [2.0]])
 
 
 def test_an_empty_sum_is_the_bias():

@@ -275,7 +275,8 @@ typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_
   const int64_t shared = (again || lost ? 4 * kLine : kLine) / (mr * size_a_);
   block.sharing = neighbours && shared >= 4 ? shared : 1;
   const int64_t together = block.sharing * mr;
-  block.packed_rows = round_up(again ? block.max_rows : mr, together);
+  // Of an A in place it is the last panel, if anything.
+  block.packed_rows = round_up(again && !a_in_place_ ? block.max_rows : mr, together);
   block.buffer_rows = block.max_rows;
   if (block.stored_early) {
     const int64_t row_bytes = block.max_cols * static_cast<int64_t>(sizeof(T));
@@ -341,7 +342,7 @@ void Product<T, P>::compute_panels(Block& block, const Item& item, int64_t i0, i
   const int64_t mr = kernels_.mr, nr = kernels_.nr;
   const int64_t depth = kernels_.packed_depth(block.offsets.depth);
   const int64_t step_b = block.b_in_place ? nr : nr * depth;
-  const bool all_packed = block.j0 > 0 && block.packed_rows >= i1 - i0;
+  const bool all_packed = block.j0 > 0 && (a_in_place_ || block.packed_rows >= i1 - i0);
   for (int64_t i = i0; i < i1; i += mr) {
     const int64_t rows = std::min(mr, i1 - i);
     const P* a;
