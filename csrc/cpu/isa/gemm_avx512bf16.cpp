@@ -27,8 +27,10 @@ void pack_products(BfPair* dst, int64_t width, int64_t depth, const PackSource& 
   const Bf16* src = static_cast<const Bf16*>(source.src);
   const Bf16* scale = static_cast<const Bf16*>(source.scale);
   const bool along = source.k_step == 1 && source.scale_k_step == 0;
-  const bool across = contiguous_across(source, width) && width == kTileRows &&
-                      source.scale_w_offset[width - 1] == source.scale_w_offset[0];
+  bool across = contiguous_across(source, width) && width == kTileRows;
+  for (int64_t w = 1; across && w < width; ++w) {
+    across = source.scale_w_offset[w] == source.scale_w_offset[0];
+  }
   int64_t w_offset[kTileRows], k_offset[kDepth];
   PackSource rows{};
   rows.src = products;
