@@ -44,7 +44,7 @@ CASES = (
     (nn_bilinear, ((300, 30), (300, 50), (9, 30, 50), (9,))),
     (matmul, ((3, 1, 10, 18), (2, 18, 50))),
     # Whole steps of AMX's tiles, by each of the ways.
-    (matmul, ((70, 64), (64, 200))),
+    *((matmul, ((70, 64), (64, n))) for n in (200, 1060)),
     (nn_bilinear, ((70, 32), (70, 64), (40, 32, 64), (40,))),
     (nn_bilinear, ((33, 96), (33, 96), (70, 96, 96), (70,))),
 )
@@ -205,6 +205,36 @@ def test_nan_and_infinity_stay_where_they_are(isa, dtype):
     assert torch.equal(got.isnan(), expected.isnan())
     assert torch.equal(got.isposinf(), expected.isposinf())
     assert torch.equal(got.isneginf(), expected.isneginf())
+
+
+@pytest.mark.parametrize("rows", (1, 3, 33))
+@pytest.mark.parametrize("dtype", (torch.complex64, torch.complex128), ids=str)
+def test_a_sum_of_infinities_multiplies_nothing(isa, dtype, rows):
+    """A part of a complex number that is infinite does not meet the zero in 1 + 0i."""
+    x, weight, bias = arguments(((rows, 1), (17, 1), (17,)), dtype)
+    grad = torch.ones(rows, 17, dtype=dtype)
+    grad.imag[0, 3], grad.real[rows - 1, 4] = torch.inf, -torch.inf
+    expected = grad.sum(0)
+    for layout in (grad, grad.mT.contiguous().mT, torch.stack((grad, grad), -1)[..., 0]):
+        wanted = layout, x, weight, bias, False, False, True
+        assert torch.equal(torch.ops.matcalc_ext.linear_backward(*wanted)[2], expected)
+
+
+def test_an_infinite_entry_is_copied_alone(isa):
+    """The upper triangle of a gradient is a copy of the lower one."""
+    x = torch.zeros(256, 512, dtype=torch.complex64)
+    x[0, 0] = x[0, 300] = 1e30
+    grad, A = torch.ones(256, dtype=x.dtype), torch.zeros(512, 512, dtype=x.dtype)
+    dA = torch.ops.matcalc_ext.quadratic_backward(grad, x, A, False, False, True)[1]
+    assert dA[0, 300] == dA[300, 0] == torch.inf
+
+
+def test_factors_that_alternate_between_neighbours(isa):
+    """Rows of a generated operand, side by side: the eighth has the factor of the first."""
+    x1 = arguments(((7, 8),), torch.bfloat16)[0].expand(8, 7, 8)
+    x2 = arguments(((8, 8, 7),), torch.bfloat16)[0].permute(1, 2, 0)
+    weight = arguments(((16, 8, 8),), torch.bfloat16)[0]
+    check_value(nn_bilinear, x1, x2, weight, None)
 
 
 @pytest.mark.parametrize("n", (16, 70))

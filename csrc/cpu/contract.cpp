@@ -137,6 +137,33 @@ const void* one(Dtype dtype) {
   }
 }
 
+// A plain sum of complex numbers as sums of real and imaginary parts, none of which meets the zero
+// in 1 + 0i: it would make NaN of infinity. Where the numbers lie side by side it is one sum.
+void sum_of_parts(const Contraction& op) {
+  Contraction parts = op;
+  parts.dtype = op.dtype == Dtype::kComplex64 ? Dtype::kFloat32 : Dtype::kFloat64;
+  parts.dtype_b = parts.dtype_c = parts.dtype;
+  for (DimList<ContractionDim>* list : {&parts.m, &parts.n, &parts.k}) {
+    for (int i = 0; i < list->count; ++i) {
+      ContractionDim& dim = list->items[i];
+      dim.b *= 2;
+      dim.b2 *= 2;
+      dim.c *= 2;
+    }
+  }
+  const ContractionDim numbers = innermost(op.n);
+  if (op.n.count > 0 && numbers.b == 1 && numbers.c == 1) {
+    parts.n[op.n.count - 1] = {2 * numbers.size, 0, 0, 1, 1, 1};
+    contract(parts);
+    return;
+  }
+  const int64_t size = dtype_size(parts.dtype);
+  contract(parts);
+  parts.b = static_cast<const char*>(op.b) + size;
+  parts.c = static_cast<char*>(op.c) + size;
+  contract(parts);
+}
+
 // Whether items that share the other operand are products of their own, each in one piece of C:
 // where rows (columns) of C have no one step from one item to the next, all of C waits in a buffer.
 // It pays where what they share is small enough to be read again for each.
@@ -208,6 +235,10 @@ bool tiles(Dtype dtype) { return isa() == Isa::kAmxBf16 && dtype == Dtype::kBFlo
 
 void contract(const Contraction& op) {
   if (op.a == nullptr) {  // a plain sum: every a is one number, with a stride of 0
+    if (is_complex(op.dtype) && op.k.count > 0) {
+      sum_of_parts(op);
+      return;
+    }
     Contraction sum = op;
     sum.a = one(op.dtype);
     sum.dtype_a = op.dtype;

@@ -286,11 +286,12 @@ class Dots {
  private:
   void range(int64_t first, int64_t last) const;
   // Rows of an operand, or where they were gathered.
-  const char* rows(const char* from, const FormKernelSet& kernels, int64_t& step, int64_t count,
+  const char* rows(const char* from, Dtype dtype, int64_t& step, int64_t count,
                    char* gathered) const;
 
   const Contraction& op_;
-  const FormKernelSet &ka_, &kb_, &kc_;
+  const bool same_;  // dtype of both operands
+  const FormKernelSet &ka_, &kc_;
   const FormKernelSet& kernels_;  // of the dots
   const Dim inner_;               // of the batch
   const int64_t depth_;
@@ -298,10 +299,10 @@ class Dots {
 
 Dots::Dots(const Contraction& op)
     : op_(op),
+      same_(op.dtype_a == op.dtype_b),
       ka_(form_kernels(op.dtype_a)),
-      kb_(form_kernels(op.dtype_b)),
       kc_(form_kernels(op.dtype_c)),
-      kernels_(op.dtype_a == op.dtype_b ? ka_ : form_kernels(Dtype::kFloat32)),
+      kernels_(same_ ? ka_ : form_kernels(Dtype::kFloat32)),
       inner_(innermost(op.batch)),
       depth_(op.k[0].size) {}
 
@@ -317,9 +318,10 @@ void Dots::run() const {
                [&](int64_t first, int64_t last) { range(first, last); });
 }
 
-const char* Dots::rows(const char* from, const FormKernelSet& kernels, int64_t& step, int64_t count,
+const char* Dots::rows(const char* from, Dtype dtype, int64_t& step, int64_t count,
                        char* gathered) const {
-  if (&kernels_ == &kernels) return from;
+  if (same_ || dtype == Dtype::kFloat32) return from;
+  const FormKernelSet& kernels = form_kernels(dtype);
   for (int64_t i = 0; i < count; ++i) {
     kernels.gather(from + i * step * kernels.item_bytes, 1, depth_, false,
                    gathered + i * depth_ * kernels.acc_bytes);
@@ -330,11 +332,10 @@ const char* Dots::rows(const char* from, const FormKernelSet& kernels, int64_t& 
 
 // Items [first, last), by runs along the innermost dimension of the batch.
 void Dots::range(int64_t first, int64_t last) const {
-  const bool same = &ka_ == &kb_;
-  const int64_t most = same ? kDotRun : std::max<int64_t>(1, kPiece / depth_);
+  const int64_t most = same_ ? kDotRun : std::max<int64_t>(1, kPiece / depth_);
   Scratch& scratch = Scratch::local();
   const int64_t sums_bytes = most * ka_.acc_bytes,
-                row_bytes = same ? 0 : most * depth_ * ka_.acc_bytes;
+                row_bytes = same_ ? 0 : most * depth_ * ka_.acc_bytes;
   scratch.reserve(Scratch::size_of<char>(sums_bytes) + 2 * Scratch::size_of<char>(row_bytes));
   char* const sums = scratch.take<char>(sums_bytes);
   char* const gathered_a = scratch.take<char>(row_bytes);
@@ -343,8 +344,8 @@ void Dots::range(int64_t first, int64_t last) const {
     const int64_t count = std::min({most, last - first, inner_.size - first % inner_.size});
     const Item at = item_of(op_, first);
     int64_t step_a = inner_.a, step_b = inner_.b;
-    const char* const a = rows(at.a, ka_, step_a, count, gathered_a);
-    const char* const b = rows(at.b, kb_, step_b, count, gathered_b);
+    const char* const a = rows(at.a, op_.dtype_a, step_a, count, gathered_a);
+    const char* const b = rows(at.b, op_.dtype_b, step_b, count, gathered_b);
     std::memset(sums, 0, static_cast<size_t>(count * ka_.acc_bytes));
     kernels_.row_dots(a, step_a, b, step_b, op_.conj_a != op_.conj_b, count, depth_, sums);
     kc_.finish(sums, count, nullptr, op_.scale, op_.conj_a, false, at.c, inner_.c);

@@ -9,7 +9,7 @@
 //   Vec<T>::load(p, n)                the first n <= kWidth, then zeros; reads nothing past them
 //   v.store(p), v.store(p, n)         the same way
 //   v.first(n)                        v with every lane from the n-th on set to zero
-//   a + b, a - b, a * b, fma(a, b, c) = a * b + c, reduce_add(v)
+//   a + b, a * b, fma(a, b, c) = a * b + c, reduce_add(v)
 //   interleave(a, b, low, high)       low = a0 b0 a1 b1 ..., of the first halves; high of the
 //   second
 //   swap_pairs(v)                     v1 v0 v3 v2 ...

@@ -74,9 +74,9 @@ struct Vec<double> {
     return r;
   }
   static inline Vec load(const double* p, int64_t n) {
+    if (n > 1) return load(p);
     Vec r = zero();
-    if (n > 0) r.v[0] = p[0];
-    if (n > 1) r.v[1] = p[1];
+    if (n > 0) std::memcpy(&r.v, p, sizeof(double));  // in whose place a complex number may be
     return r;
   }
   inline Vec first(int64_t n) const {
@@ -87,13 +87,15 @@ struct Vec<double> {
   }
   inline void store(double* p) const { std::memcpy(p, &v, sizeof(v)); }
   inline void store(double* p, int64_t n) const {
-    if (n > 0) p[0] = v[0];
-    if (n > 1) p[1] = v[1];
+    if (n > 1) {
+      store(p);
+    } else if (n > 0) {
+      std::memcpy(p, &v, sizeof(double));
+    }
   }
 };
 
 inline Vec<float> operator+(Vec<float> a, Vec<float> b) { return {a.v + b.v}; }
-inline Vec<float> operator-(Vec<float> a, Vec<float> b) { return {a.v - b.v}; }
 inline Vec<float> operator*(Vec<float> a, Vec<float> b) { return {a.v * b.v}; }
 // Rounds twice where the baseline has no fused multiply-add.
 inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {a.v * b.v + c.v}; }
@@ -111,7 +113,6 @@ inline Vec<float> swap_pairs(Vec<float> a) { return {Float4{a.v[1], a.v[0], a.v[
 inline Vec<double> swap_pairs(Vec<double> a) { return {Double2{a.v[1], a.v[0]}}; }
 
 inline Vec<double> operator+(Vec<double> a, Vec<double> b) { return {a.v + b.v}; }
-inline Vec<double> operator-(Vec<double> a, Vec<double> b) { return {a.v - b.v}; }
 inline Vec<double> operator*(Vec<double> a, Vec<double> b) { return {a.v * b.v}; }
 inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {a.v * b.v + c.v}; }
 inline double reduce_add(Vec<double> a) { return a.v[0] + a.v[1]; }

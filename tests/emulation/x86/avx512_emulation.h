@@ -291,8 +291,6 @@ inline __m512 add_products_of_pairs(__m512 c, __m512bh a, __m512bh b) {
 
 #define _mm512_add_ps(a, b) avx512_emulation::add(a, b)
 #define _mm512_add_pd(a, b) avx512_emulation::add(a, b)
-#define _mm512_sub_ps(a, b) avx512_emulation::subtract(a, b)
-#define _mm512_sub_pd(a, b) avx512_emulation::subtract(a, b)
 #define _mm512_mul_ps(a, b) avx512_emulation::multiply(a, b)
 #define _mm512_mul_pd(a, b) avx512_emulation::multiply(a, b)
 #define _mm512_fmadd_ps(a, b, c) avx512_emulation::fused_multiply_add(a, b, c)
