@@ -117,14 +117,14 @@ struct Product<T, P>::Block {
   bool b_kept;          // each block of B is packed once, for all rows
   bool stored_early;    // C is summed in the buffer and has but one block of depth
   int64_t buffer_rows;  // of C, in the buffer at a time
-  bool accumulate;
-  const P* b;  // packed panels, or B itself
+  bool accumulate;      // C holds the sums of the blocks of depth before
+  const P* b;           // packed panels, or B itself
   int64_t ldb;
   P* packed_b;  // [cols / nr][packed depth][nr], b_kept: of the whole group
   P* packed_a;  // [packed rows / mr][packed depth][mr]
   T* buffer;    // [buffer rows][ld_buffer]
   int64_t ld_buffer;
-  T* bias;       // [max_group]
+  T* bias;       // [max_group], or [mr][nr] where it runs along m
   int64_t* n_c;  // [max_group]
 };
 
@@ -209,15 +209,6 @@ void Product<T, P>::compute_items(int64_t begin, int64_t end) const {
   }
 }
 
-// The bias of a row, for products whose bias runs along m or whose only column it is.
-template <class T, class P>
-const T* Product<T, P>::bias_of_row(int64_t row, T* value) const {
-  const int64_t index = bias_on_rows_ ? row : 0;
-  const char* source = static_cast<const char*>(op_.bias) + index * op_.bias_stride * size_;
-  kernels_.load(op_.dtype, 1, source, 1, value);
-  return value;
-}
-
 // Whether a B that the tile can read as it lies is not packed for so many rows and columns.
 template <class T, class P>
 bool Product<T, P>::reads_b_in_place(int64_t rows, int64_t cols) const {
@@ -294,16 +285,17 @@ typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_
   const int64_t buffer_cols = block.stored_early ? block.max_cols : cols;
   const int64_t size_buffer = c_in_place_ ? 0 : block.buffer_rows * buffer_cols;
   const int64_t size_k = b_packed || !a_in_place_ ? depth : 0, size_n = b_packed ? cols : 0;
+  const int64_t size_bias = op_.bias == nullptr ? 0 : bias_on_rows_ ? mr * nr : cols;
   Scratch& scratch = Scratch::local();
   scratch.reserve(Scratch::size_of<P>(size_b) + Scratch::size_of<P>(size_a) +
-                  Scratch::size_of<T>(size_buffer) + Scratch::size_of<T>(cols) +
+                  Scratch::size_of<T>(size_buffer) + Scratch::size_of<T>(size_bias) +
                   Scratch::size_of<int64_t>(cols) + PackOffsets::bytes(size_k, size_n, size_m));
   block.packed_b = scratch.template take<P>(size_b);
   block.packed_a = scratch.template take<P>(size_a);
   block.buffer = scratch.template take<T>(size_buffer);
   block.ld_buffer =
       steps_.m_c == n1 - n0 ? std::min(buffer_cols, n1 - n0) : buffer_cols;  // as C's, if dense
-  block.bias = scratch.template take<T>(cols);
+  block.bias = scratch.template take<T>(size_bias);
   block.n_c = scratch.template take<int64_t>(cols);
   block.offsets.take(scratch, size_k, size_n, size_m);
   return block;
@@ -318,8 +310,11 @@ void Product<T, P>::compute_blocks(Block& block, const Item& item, int64_t m0, i
       block.n0 = g0;
       block.group = std::min(block.max_group, n1 - g0);
       packing_.load_cols(block.offsets, g0, g0 + block.group);
-      block.accumulate = op_.bias != nullptr && c_in_place_;
-      if (op_.bias != nullptr) load_bias(item, i0, i1, block);
+      block.accumulate = false;
+      if (op_.bias != nullptr && !bias_on_rows_) {
+        const char* bias = static_cast<const char*>(op_.bias) + g0 * op_.bias_stride * size_;
+        kernels_.load(op_.dtype, block.group, bias, op_.bias_stride, block.bias);
+      }
       int64_t k0 = 0;
       do {  // once for an empty depth: C is then the bias or zero
         packing_.load_depth(block.offsets, k0, std::min(depth_, k0 + depth_block()));
@@ -367,9 +362,11 @@ void Product<T, P>::compute_panels(Block& block, const Item& item, int64_t i0, i
       c = reinterpret_cast<T*>(item.c) + i * steps_.m_c + (block.n0 + block.j0) * steps_.n_c;
       ldc = steps_.m_c;
     }
+    Base base = block.accumulate ? Base{c, ldc, nr} : bias_of(i, rows, block);
     for (int64_t j = 0; j < block.cols; j += nr) {
       tile_(rows, std::min(nr, block.cols - j), depth, a, a_row, a_col, block.b + j / nr * step_b,
-            block.ldb, c + j, ldc, block.accumulate);
+            block.ldb, c + j, ldc, base.first, base.row_step);
+      base.first += base.panel_step;
     }
     if (block.stored_early && (in_buffer + mr >= block.buffer_rows || i + rows == i1)) {
       store(item, i - in_buffer, i + rows, block.j0, block.cols, block);
@@ -395,25 +392,19 @@ void Product<T, P>::load_b(Block& block, const Item& item, bool first_rows) cons
   }
 }
 
-// Loads the bias of a group of columns; where C is summed in place, writes it there as the value
-// that the sums are added to.
+// The bias as the first sums of a panel are added to it: that of its columns, for all rows the
+// same; or that of its rows, each as often as a tile has columns.
 template <class T, class P>
-void Product<T, P>::load_bias(const Item& item, int64_t m0, int64_t m1, const Block& block) const {
-  if (!bias_on_rows_) {
-    const char* bias = static_cast<const char*>(op_.bias);
-    kernels_.load(op_.dtype, block.group, bias + block.n0 * op_.bias_stride * size_,
-                  op_.bias_stride, block.bias);
+typename Product<T, P>::Base Product<T, P>::bias_of(int64_t i, int64_t rows,
+                                                    const Block& block) const {
+  if (op_.bias == nullptr) return {nullptr, 0, 0};
+  const int64_t nr = kernels_.nr;
+  if (!bias_on_rows_) return {block.bias + block.j0, 0, nr};
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t at = (i + row) * op_.bias_stride * size_;
+    kernels_.load(op_.dtype, nr, static_cast<const char*>(op_.bias) + at, 0, block.bias + row * nr);
   }
-  if (!c_in_place_) return;
-  for (int64_t i = m0; i < m1; ++i) {
-    T* row = reinterpret_cast<T*>(item.c) + i * steps_.m_c + block.n0 * steps_.n_c;
-    if (bias_on_rows_) {
-      T value;
-      std::fill_n(row, block.group, *bias_of_row(i, &value));
-    } else {
-      std::copy_n(block.bias, block.group, row);
-    }
-  }
+  return {block.bias, nr, 0};
 }
 
 // Rounds what is in the buffer into C: these rows, and columns j0 ... j0 + cols of the group.
@@ -421,7 +412,6 @@ template <class T, class P>
 void Product<T, P>::store(const Item& item, int64_t m0, int64_t m1, int64_t j0, int64_t cols,
                           const Block& block) const {
   const int64_t n0 = block.n0 + j0, ld = block.ld_buffer;
-  if (op_.bias != nullptr) add_bias(m0, m1, j0, cols, block);
   if (steps_.n_c == 1 && steps_.m_c == cols && ld == cols) {  // one run, however short the rows are
     kernels_.store(op_.dtype_c, (m1 - m0) * cols, block.buffer, item.c + m0 * cols * size_c_, 1);
     return;
@@ -438,22 +428,6 @@ void Product<T, P>::store(const Item& item, int64_t m0, int64_t m1, int64_t j0, 
       count = std::min(cols - j, runs && j == 0 ? run - begun : run);
       char* to = c + (runs ? block.n_c[j] : n0 * steps_.n_c) * size_c_;
       kernels_.store(op_.dtype_c, count, row + j, to, step);
-    }
-  }
-}
-
-// Adds the bias to the sums in the buffer.
-template <class T, class P>
-void Product<T, P>::add_bias(int64_t m0, int64_t m1, int64_t j0, int64_t cols,
-                             const Block& block) const {
-  for (int64_t i = m0; i < m1; ++i) {
-    T* row = block.buffer + (i - m0) * block.ld_buffer;
-    if (bias_on_rows_) {
-      T value;
-      bias_of_row(i, &value);
-      for (int64_t j = 0; j < cols; ++j) row[j] += value;
-    } else {
-      for (int64_t j = 0; j < cols; ++j) row[j] += block.bias[j0 + j];
     }
   }
 }

@@ -38,6 +38,10 @@ class Product {
     const char *a, *s, *b;
     char* c;
   };
+  struct Base {  // what a panel's sums are added to, and the steps to its next row and tile
+    const T* first;
+    int64_t row_step, panel_step;
+  };
   struct Block;  // one group of columns, a block of it, and their working memory
 
   Item operands(int64_t item) const;
@@ -46,12 +50,10 @@ class Product {
   void compute_blocks(Block& block, const Item& item, int64_t m0, int64_t m1, int64_t n0,
                       int64_t n1) const;
   void compute_panels(Block& block, const Item& item, int64_t i0, int64_t i1) const;
+  Base bias_of(int64_t i, int64_t rows, const Block& block) const;
   void load_b(Block& block, const Item& item, bool first_rows) const;
-  void load_bias(const Item& item, int64_t m0, int64_t m1, const Block& block) const;
   void store(const Item& item, int64_t m0, int64_t m1, int64_t j0, int64_t cols,
              const Block& block) const;
-  void add_bias(int64_t m0, int64_t m1, int64_t j0, int64_t cols, const Block& block) const;
-  const T* bias_of_row(int64_t row, T* value) const;
 
   // Whether a panel of so many rows of A is read where it lies.
   bool in_place(int64_t rows) const {

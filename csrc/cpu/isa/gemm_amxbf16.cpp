@@ -41,17 +41,18 @@ struct TilesOfA {
 };
 
 // Tiles 0 to 3 are C's, two by two; 4 and 5 are A's, 6 and 7 are B's. b has ldb pairs from one step
-// of the depth to the next, c has ldc elements from row to row.
+// of the depth to the next, c has ldc elements from row to row, and base, if there is one, ld_base.
 template <bool kTwoRows, bool kTwoCols, bool kPastL1>
 void multiply_tiles(int64_t depth, const TilesOfA& a, const BfPair* b, int64_t ldb, float* c,
-                    int64_t ldc, bool accumulate) {
+                    int64_t ldc, const float* base, int64_t ld_base) {
   constexpr int64_t kBytes = sizeof(float);  // of a pair, too
   float* const below = c + kSide * ldc;
-  if (accumulate) {
-    _tile_loadd(0, c, ldc * kBytes);
-    if constexpr (kTwoCols) _tile_loadd(1, c + kSide, ldc * kBytes);
-    if constexpr (kTwoRows) _tile_loadd(2, below, ldc * kBytes);
-    if constexpr (kTwoRows && kTwoCols) _tile_loadd(3, below + kSide, ldc * kBytes);
+  if (base != nullptr) {
+    const float* const base_below = base + kSide * ld_base;
+    _tile_loadd(0, base, ld_base * kBytes);
+    if constexpr (kTwoCols) _tile_loadd(1, base + kSide, ld_base * kBytes);
+    if constexpr (kTwoRows) _tile_loadd(2, base_below, ld_base * kBytes);
+    if constexpr (kTwoRows && kTwoCols) _tile_loadd(3, base_below + kSide, ld_base * kBytes);
   } else {
     _tile_zero(0);
     if constexpr (kTwoCols) _tile_zero(1);
@@ -94,7 +95,8 @@ constexpr decltype(&multiply_tiles<true, true, true>) kMultiplyTiles[2][2][2] = 
 
 // A lies in rows, with a_col == 1, or it is packed, with a_col == kPanel.
 void tile_of(int64_t rows, int64_t cols, int64_t depth, const BfPair* a, int64_t a_row,
-             int64_t a_col, const BfPair* b, int64_t ldb, float* c, int64_t ldc, bool accumulate) {
+             int64_t a_col, const BfPair* b, int64_t ldb, float* c, int64_t ldc, const float* base,
+             int64_t ld_base) {
   const TilesOfA tiles_of_a =
       a_col == 1 ? TilesOfA{a, a_row, kSide} : TilesOfA{a, kSide, kPanel * kSide};
   // Whole tiles are loaded and stored, so what is less is computed beside C.
@@ -102,14 +104,18 @@ void tile_of(int64_t rows, int64_t cols, int64_t depth, const BfPair* a, int64_t
   alignas(64) float beside[kPanel * kPanel];
   float* target = whole ? c : beside;
   const int64_t ld = whole ? ldc : kPanel;
-  if (!whole && accumulate) {
+  if (!whole && base != nullptr) {
     std::memset(beside, 0, sizeof beside);
-    for (int64_t i = 0; i < rows; ++i) std::memcpy(beside + i * ld, c + i * ldc, cols * sizeof *c);
+    for (int64_t i = 0; i < rows; ++i) {
+      std::memcpy(beside + i * ld, base + i * ld_base, cols * sizeof *base);
+    }
+    base = beside;
+    ld_base = ld;
     written_before_tiles();
   }
   const bool past_l1 = depth * kPanel * static_cast<int64_t>(sizeof *a) > kPanelInL1;
-  kMultiplyTiles[rows > kSide][cols > kSide][past_l1](depth, tiles_of_a, b, ldb, target, ld,
-                                                      accumulate);
+  kMultiplyTiles[rows > kSide][cols > kSide][past_l1](depth, tiles_of_a, b, ldb, target, ld, base,
+                                                      ld_base);
   if (!whole) {
     for (int64_t i = 0; i < rows; ++i) std::memcpy(c + i * ldc, beside + i * ld, cols * sizeof *c);
   }
@@ -173,11 +179,12 @@ void pack_products(BfPair* dst, int64_t width, int64_t depth, const PackSource& 
     pack_tiles_along(dst, width, depth, [&](Bf16* to, int64_t w, int64_t k, int64_t terms) {
       const Bf16* from = src + source.w_offset[w] + k;
       const Vec<float> factor = Vec<float>::set1(widen(scale[source.scale_w_offset[w]]));
-      const int64_t high = terms > kSide ? terms - kSide : 0;
-      const __m512i products =
-          rounded(Vec<float>::load(from, terms - high) * factor,
-                  high > 0 ? Vec<float>::load(from + kSide, high) * factor : Vec<float>::zero());
-      _mm512_storeu_si512(to, products);
+      // Zeros after the last term, whatever the factor.
+      const auto products = [&](int64_t first) {
+        const int64_t n = terms - first < kSide ? terms - first : kSide;
+        return n > 0 ? (Vec<float>::load(from + first, n) * factor).first(n) : Vec<float>::zero();
+      };
+      _mm512_storeu_si512(to, rounded(products(0), products(kSide)));
     });
     return;
   }

@@ -87,12 +87,13 @@ struct GemmKernels {
     return (bytes < panel_bytes ? 1 : bytes / panel_bytes) * nr;
   }
 
-  // c[i, j] (+)= sum_p a[i, p] b[p, j] for i < rows <= mr, j < cols <= nr.
+  // c[i, j] = base[i, j] + sum_p a[i, p] b[p, j] for i < rows <= mr, j < cols <= nr. The base is C
+  // itself, a bias, with a row step of 0 where all rows have the same, or nullptr.
   using Tile = void (*)(int64_t rows, int64_t cols, int64_t depth, const P* a, int64_t a_row,
                         int64_t a_col,            // [rows, depth]
                         const P* b, int64_t ldb,  // [depth, cols], unit column stride
                         T* c, int64_t ldc,        // [rows, cols], unit column stride
-                        bool accumulate);
+                        const T* base, int64_t ld_base);
   Tile tile;
   // The same of conjugates of A's numbers, B's or both.
   Tile tile_conj_a = nullptr, tile_conj_b = nullptr, tile_conj_ab = nullptr;
