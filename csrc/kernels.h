@@ -64,9 +64,9 @@ struct DimList {
 };
 
 // ---------------------------------------------------------------------------------------------
-// Contraction: C = sum over k of (A * S) B, with every index made of any number of dimensions.
+// Contraction: C = bias + scale * sum over k of (A * S) B, with every index made of any number of dimensions.
 //
-//   C[batch, m, n] = bias[n] + sum_k  A[batch, m, k] * S[batch, m, k] * B[batch, k, n]
+//   C[batch, m, n] = bias[n] + scale * sum_k  A[batch, m, k] * S[batch, m, k] * B[batch, k, n]
 //
 // One loop dimension belongs to one of four lists, by which operands it runs through:
 //   batch: A or S, B and C     m: A or S, and C     n: B and C     k: not C (it is summed over)

@@ -28,11 +28,13 @@ void run_product(const Call& call, const Operand& x, const Operand& A, int64_t a
   ContractionBuilder builder(call, {x.data, true}, {}, {A.data, true}, p.data);
   builder.set_dtype_c(p.dtype);
   for (int64_t d = 0; d < batch.count; ++d) {
-    builder.add(
-        {p.sizes[d], batch_stride(x, 1, batch, d), 0, batch_stride(A, 2, batch, d), p.strides[d]});
+    builder.add({.size = p.sizes[d],
+                 .a = batch_stride(x, 1, batch, d),
+                 .b = batch_stride(A, 2, batch, d),
+                 .c = p.strides[d]});
   }
-  builder.add({p.size(1), 0, 0, a_row, 1});
-  builder.add({x.size(1), x.stride(1), 0, a_col, 0});
+  builder.add({.size = p.size(1), .b = a_row, .c = 1});
+  builder.add({.size = x.size(1), .a = x.stride(1), .b = a_col});
   builder.run();
 }
 
@@ -77,17 +79,22 @@ void run_shared_gradients(const Call& call, const Operand& g, const Operand& y, 
   for_A.set_dtype_a(u.dtype);
   for (int64_t d = 0; d < batch.count; ++d) {
     const int64_t along_u = batch_stride(u, 1, batch, d), along_A = batch_stride(A, 2, batch, d);
-    first.add({batch.sizes[d], batch_stride(x, 1, batch, d), 0, g.strides[d], along_u});
+    first.add({.size = batch.sizes[d],
+               .a = batch_stride(x, 1, batch, d),
+               .b = g.strides[d],
+               .c = along_u});
     if (u.sizes[d] == 1) continue;
-    for_y.add({u.sizes[d], along_u, 0, along_A, batch_stride(dy, 1, batch, d)});
-    for_A.add(
-        {u.sizes[d], along_u, 0, batch_stride(y, 1, batch, d), batch_stride(dA, 2, batch, d)});
+    for_y.add({.size = u.sizes[d], .a = along_u, .b = along_A, .c = batch_stride(dy, 1, batch, d)});
+    for_A.add({.size = u.sizes[d],
+               .a = along_u,
+               .b = batch_stride(y, 1, batch, d),
+               .c = batch_stride(dA, 2, batch, d)});
   }
-  first.add({n, x.stride(1), 0, 0, 1});
-  for_y.add({m, 0, 0, A.stride(row), 1});
-  for_y.add({n, 1, 0, A.stride(col), 0});
-  for_A.add({m, 0, 0, y.stride(1), dA.stride(row)});
-  for_A.add({n, 1, 0, 0, dA.stride(col)});
+  first.add({.size = n, .a = x.stride(1), .c = 1});
+  for_y.add({.size = m, .b = A.stride(row), .c = 1});
+  for_y.add({.size = n, .a = 1, .b = A.stride(col)});
+  for_A.add({.size = m, .b = y.stride(1), .c = dA.stride(row)});
+  for_A.add({.size = n, .a = 1, .c = dA.stride(col)});
   first.run();
   for_y.run();
   for_A.run();
@@ -132,18 +139,22 @@ Tensor bilinear(const Tensor& y_tensor, const Tensor& A_tensor, const Tensor& x_
   // nothing is expanded to the whole batch. The fused product would make every y_i x_j.
   TripleProduct product({x.data}, {y.data}, {A.data}, alpha.data);
   for (int64_t d = 0; d < batch.count; ++d) {
-    product.add({batch.sizes[d], batch_stride(x, 1, batch, d), batch_stride(y, 1, batch, d),
-                 batch_stride(A, 2, batch, d), alpha.strides[d]});
+    product.add({.size = batch.sizes[d],
+                 .a = batch_stride(x, 1, batch, d),
+                 .s = batch_stride(y, 1, batch, d),
+                 .b = batch_stride(A, 2, batch, d),
+                 .c = alpha.strides[d]});
   }
-  product.add({m, 0, y.stride(1), A.stride(2), 0});
-  product.add({n, x.stride(1), 0, A.stride(1), 0});
+  product.add({.size = m, .s = y.stride(1), .b = A.stride(2)});
+  product.add({.size = n, .a = x.stride(1), .b = A.stride(1)});
   run(call, product, Fused::kNever);
   return alpha.take();
 }
 
-// alpha as above, and for the backward pass p[..., i] = sum_j conj(A[..., i, j] x[..., j]) and
-// q[..., j] = sum_i conj(A[..., i, j] y[..., i]), all from one pass over A where each batch item
-// has its own. Of size 1 along batch dimensions along which neither of the two factors runs.
+// alpha as above, and for the backward pass
+//   p[..., i] = sum_j conj(A[..., i, j] x[..., j])
+//   q[..., j] = sum_i conj(A[..., i, j] y[..., i])
+// all from one pass over A where each batch item has its own. Of size 1 along batch dimensions along which neither of the two factors runs.
 // float32 beside bfloat16 and float16, so that a gradient is rounded once; but see Call::product.
 std::tuple<Tensor, OptionalTensor, OptionalTensor> bilinear_products(const Tensor& y_tensor,
                                                                      const Tensor& A_tensor,
@@ -181,9 +192,10 @@ std::tuple<Tensor, OptionalTensor, OptionalTensor> bilinear_products(const Tenso
   return {alpha.take(), take_if(need_p, p), take_if(need_q, q)};
 }
 
-// dy[..., i] = g[...] sum_j conj(A[..., i, j] x[..., j]),  dx[..., j] = g[...] sum_i conj(A y),
-// dA[..., i, j] = g[...] conj(y[..., i] x[..., j]), each summed over the batch dimensions along
-// which its operand was broadcast. With p or q of bilinear_products, dy = g p and dx = g q.
+//   dy[..., i] = g[...] sum_j conj(A[..., i, j] x[..., j]), or g[...] p[..., i]
+//   dA[..., i, j] = g[...] conj(y[..., i] x[..., j])
+//   dx[..., j] = g[...] sum_i conj(A[..., i, j] y[..., i]), or g[...] q[..., j]
+// each summed over the batch dimensions along which its operand was broadcast.
 Gradients3 bilinear_products_backward(const Tensor& grad, const Tensor& y_tensor,
                                       const Tensor& A_tensor, const Tensor& x_tensor,
                                       const OptionalTensor& p_tensor,
@@ -255,31 +267,40 @@ Gradients3 bilinear_products_backward(const Tensor& grad, const Tensor& y_tensor
   if (dy_left) {
     TripleProduct product({x.data, true}, {g.data}, {A.data, true}, dy.data);
     for (int64_t d = 0; d < batch.count; ++d) {
-      product.add({batch.sizes[d], batch_stride(x, 1, batch, d), g.strides[d],
-                   batch_stride(A, 2, batch, d), batch_stride(dy, 1, batch, d)});
+      product.add({.size = batch.sizes[d],
+                   .a = batch_stride(x, 1, batch, d),
+                   .s = g.strides[d],
+                   .b = batch_stride(A, 2, batch, d),
+                   .c = batch_stride(dy, 1, batch, d)});
     }
-    product.add({m, 0, 0, A.stride(2), 1});
-    product.add({n, x.stride(1), 0, A.stride(1), 0});
+    product.add({.size = m, .b = A.stride(2), .c = 1});
+    product.add({.size = n, .a = x.stride(1), .b = A.stride(1)});
     run(call, product, Fused::kAllowed);
   }
   if (dx_left) {
     TripleProduct product({y.data, true}, {g.data}, {A.data, true}, dx.data);
     for (int64_t d = 0; d < batch.count; ++d) {
-      product.add({batch.sizes[d], batch_stride(y, 1, batch, d), g.strides[d],
-                   batch_stride(A, 2, batch, d), batch_stride(dx, 1, batch, d)});
+      product.add({.size = batch.sizes[d],
+                   .a = batch_stride(y, 1, batch, d),
+                   .s = g.strides[d],
+                   .b = batch_stride(A, 2, batch, d),
+                   .c = batch_stride(dx, 1, batch, d)});
     }
-    product.add({n, 0, 0, A.stride(1), 1});
-    product.add({m, y.stride(1), 0, A.stride(2), 0});
+    product.add({.size = n, .b = A.stride(1), .c = 1});
+    product.add({.size = m, .a = y.stride(1), .b = A.stride(2)});
     run(call, product, Fused::kAllowed);
   }
   if (dA_left) {
     TripleProduct product({y.data, true}, {g.data}, {x.data, true}, dA.data);
     for (int64_t d = 0; d < batch.count; ++d) {
-      product.add({batch.sizes[d], batch_stride(y, 1, batch, d), g.strides[d],
-                   batch_stride(x, 1, batch, d), batch_stride(dA, 2, batch, d)});
+      product.add({.size = batch.sizes[d],
+                   .a = batch_stride(y, 1, batch, d),
+                   .s = g.strides[d],
+                   .b = batch_stride(x, 1, batch, d),
+                   .c = batch_stride(dA, 2, batch, d)});
     }
-    product.add({m, y.stride(1), 0, 0, n});
-    product.add({n, 0, 0, x.stride(1), 1});
+    product.add({.size = m, .a = y.stride(1), .c = n});
+    product.add({.size = n, .b = x.stride(1), .c = 1});
     run(call, product, Fused::kAllowed);
   }
   return {take_if(need_y, dy), take_if(need_A, dA), take_if(need_x, dx)};

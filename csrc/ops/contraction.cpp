@@ -139,9 +139,10 @@ void run_staged(const Call& call, const TripleProduct& product, const Pair& pair
   for (const LoopDim& dim : product.dims) {
     const int64_t stride = in_intermediate(pair, dim) ? t.strides[index++] : 0;
     if (in_pair(pair, dim)) {
-      first.add({dim.size, dim.*pair.first, 0, dim.*pair.second, stride});
+      first.add({.size = dim.size, .a = dim.*pair.first, .b = dim.*pair.second, .c = stride});
     }
-    if (in_second(pair, dim)) second.add({dim.size, stride, 0, dim.*pair.third, dim.c});
+    if (in_second(pair, dim))
+      second.add({.size = dim.size, .a = stride, .b = dim.*pair.third, .c = dim.c});
   }
   if (t.numel != 0) first.run();
   second.run();
@@ -172,8 +173,8 @@ void run(const Call& call, const TripleProduct& product, Fused fused) {
 
 void fill_zeros(const Call& call, const Result& result) {
   ContractionBuilder builder(call, {}, {}, {}, result.data);
-  builder.add({result.numel, 0, 0, 0, 1});
-  builder.add({0, 0, 0, 0, 0});
+  builder.add({.size = result.numel, .c = 1});
+  builder.add({.size = 0});
   builder.run();
 }
 

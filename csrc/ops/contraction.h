@@ -18,7 +18,7 @@ Data* shifted(Data* data, int64_t elements, Dtype dtype) {
 // One loop dimension and the stride of each operand along it, 0 where it does not run along it.
 struct LoopDim {
   int64_t size;
-  int64_t a, s, b, c;
+  int64_t a = 0, s = 0, b = 0, c = 0;
 };
 
 // An input of a product.

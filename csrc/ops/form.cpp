@@ -42,8 +42,15 @@ void run_form(const Call& call, const FormArguments& arguments, const Dims& batc
   form.device = call.device_index;
   for (int64_t d = 0; d < batch.count; ++d) {
     if (batch.sizes[d] == 1) continue;
-    form.batch.push({batch.sizes[d], along(y, 1, d), along(A, 2, d), along(x, 1, d), along(g, 0, d),
-                     along(alpha, 0, d), along(dy, 1, d), along(dA, 2, d), along(dx, 1, d)});
+    form.batch.push({.size = batch.sizes[d],
+                     .y = along(y, 1, d),
+                     .a = along(A, 2, d),
+                     .x = along(x, 1, d),
+                     .g = along(g, 0, d),
+                     .alpha = along(alpha, 0, d),
+                     .dy = along(dy, 1, d),
+                     .da = along(dA, 2, d),
+                     .dx = along(dx, 1, d)});
   }
   order_and_merge(form.batch, [](const FormDim& dim) { return dim.a; },
                   {&FormDim::y, &FormDim::a, &FormDim::x, &FormDim::g, &FormDim::alpha,
@@ -77,10 +84,12 @@ void scale_product(const Call& call, const Operand& g, const Operand& p, const D
   ContractionBuilder builder(call, {p.data}, {}, {g.data}, d.data);
   if (p.dtype != call.torch_dtype) builder.intermediate_a();
   for (int64_t i = 0; i < batch.count; ++i) {
-    builder.add({batch.sizes[i], batch_stride(p, 1, batch, i), 0, batch_stride(g, 0, batch, i),
-                 batch_stride(d, 1, batch, i)});
+    builder.add({.size = batch.sizes[i],
+                 .a = batch_stride(p, 1, batch, i),
+                 .b = batch_stride(g, 0, batch, i),
+                 .c = batch_stride(d, 1, batch, i)});
   }
-  builder.add({p.size(1), p.stride(1), 0, 0, 1});
+  builder.add({.size = p.size(1), .a = p.stride(1), .c = 1});
   builder.run();
 }
 
@@ -89,10 +98,12 @@ void value_of_product(const Call& call, const Result& p, const Operand& x, const
   ContractionBuilder builder(call, {p.data, true}, {}, {x.data}, alpha.data);
   builder.set_dtype_a(p.dtype);
   for (int64_t d = 0; d < batch.count; ++d) {
-    builder.add({batch.sizes[d], batch_stride(p, 1, batch, d), 0, batch_stride(x, 1, batch, d),
-                 batch_stride(alpha, 0, batch, d)});
+    builder.add({.size = batch.sizes[d],
+                 .a = batch_stride(p, 1, batch, d),
+                 .b = batch_stride(x, 1, batch, d),
+                 .c = batch_stride(alpha, 0, batch, d)});
   }
-  builder.add({p.size(1), 1, 0, x.stride(1), 0});
+  builder.add({.size = p.size(1), .a = 1, .b = x.stride(1)});
   builder.set_scale(scale);
   builder.run();
 }
@@ -101,12 +112,11 @@ void check_product(const char* op, const Operand& p, const Call& call, const Dim
                    bool operand) {
   const int32_t dtype =
       operand && call.rounds_products() ? call.torch_dtype : call.intermediate_torch_dtype();
-  bool fits = p.dim == expected.count && p.dtype == dtype && p.device_type == call.device_type &&
-              p.device_index == call.device_index;
-  for (int64_t d = 0; fits && d < p.dim; ++d) fits = p.sizes[d] == expected.sizes[d];
-  if (!fits) {
-    fail(op, ": ", p.name, " has shape ", p.shape(), ", expected the product of shape ",
-         expected.shape(), " that the forward op returned");
+  const bool alike =
+      p.dtype == dtype && p.device_type == call.device_type && p.device_index == call.device_index;
+  if (!alike || !has_shape(p, expected)) {
+    fail(op, ": ", p.name, " has shape ", p.shape(), alike ? "" : " and another dtype or device",
+         ", expected the product of shape ", expected.shape(), " as the forward op returned it");
   }
 }
 

@@ -60,20 +60,21 @@ Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& b
 
   ContractionBuilder builder(call, {x.data}, {}, {w.data}, out.data);
   for (int64_t d = 0; d < shape.lead; ++d) {
-    builder.add({x.sizes[d], x.strides[d], 0, 0, out.strides[d]});
+    builder.add({.size = x.sizes[d], .a = x.strides[d], .c = out.strides[d]});
   }
   if (b.has_value()) {
     builder.add_bias(b->data, b->dim == 1 ? b->stride(1) : 0, shape.out, shape.w_out, 1);
   } else {
-    builder.add({shape.out, 0, 0, shape.w_out, 1});
+    builder.add({.size = shape.out, .b = shape.w_out, .c = 1});
   }
-  builder.add({shape.in, x.stride(1), 0, w.stride(1), 0});
+  builder.add({.size = shape.in, .a = x.stride(1), .b = w.stride(1)});
   builder.run();
   return out.take();
 }
 
-// dX[..., i] = sum_o g[..., o] conj(W[o, i]),  dW[o, i] = sum_... g[..., o] conj(X[..., i]),
-// dbias[o] = sum_... g[..., o]
+//   dX[..., i] = sum_o g[..., o] conj(W[o, i])
+//   dW[o, i] = sum_... g[..., o] conj(X[..., i])
+//   dbias[o] = sum_... g[..., o]
 Gradients3 linear_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
                            const OptionalTensor& bias, bool need_input, bool need_weight,
                            bool need_bias) {
@@ -94,10 +95,10 @@ Gradients3 linear_backward(const Tensor& grad, const Tensor& input, const Tensor
     if (dx.numel != 0) {
       ContractionBuilder builder(call, {g.data}, {}, {w.data, true}, dx.data);
       for (int64_t d = 0; d < shape.lead; ++d) {
-        builder.add({x.sizes[d], g.strides[d], 0, 0, dx.strides[d]});
+        builder.add({.size = x.sizes[d], .a = g.strides[d], .c = dx.strides[d]});
       }
-      builder.add({shape.in, 0, 0, w.stride(1), 1});
-      builder.add({shape.out, g_out, 0, shape.w_out, 0});
+      builder.add({.size = shape.in, .b = w.stride(1), .c = 1});
+      builder.add({.size = shape.out, .a = g_out, .b = shape.w_out});
       builder.run();
     }
     std::get<0>(gradients) = dx.take();
@@ -107,10 +108,10 @@ Gradients3 linear_backward(const Tensor& grad, const Tensor& input, const Tensor
     if (dw.numel != 0) {
       ContractionBuilder builder(call, {g.data}, {}, {x.data, true}, dw.data);
       for (int64_t d = 0; d < shape.lead; ++d) {
-        builder.add({x.sizes[d], g.strides[d], 0, x.strides[d], 0});
+        builder.add({.size = x.sizes[d], .a = g.strides[d], .b = x.strides[d]});
       }
-      builder.add({shape.out, g_out, 0, 0, shape.in});
-      builder.add({shape.in, 0, 0, x.stride(1), 1});
+      builder.add({.size = shape.out, .a = g_out, .c = shape.in});
+      builder.add({.size = shape.in, .b = x.stride(1), .c = 1});
       builder.run();
     }
     std::get<1>(gradients) = dw.take();
@@ -119,8 +120,8 @@ Gradients3 linear_backward(const Tensor& grad, const Tensor& input, const Tensor
     Result db = call.empty_like(*b);
     if (db.numel != 0) {
       DimList<LoopDim> dims;
-      for (int64_t d = 0; d < shape.lead; ++d) dims.push({x.sizes[d], 0, 0, g.strides[d], 0});
-      dims.push({shape.out, 0, 0, g_out, db.numel == 1 ? 0 : 1});
+      for (int64_t d = 0; d < shape.lead; ++d) dims.push({.size = x.sizes[d], .b = g.strides[d]});
+      dims.push({.size = shape.out, .b = g_out, .c = db.numel == 1 ? 0 : 1});
       run_sum(call, dims, g.data, db.data);
     }
     std::get<2>(gradients) = db.take();

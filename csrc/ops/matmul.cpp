@@ -30,11 +30,6 @@ MatmulShape matmul_shape(const char* op, const Operand& a, const Operand& b) {
   shape.b_k = b.stride(shape.own_b);
   shape.b_n = shape.own_b == 2 ? b.stride(1) : 0;
   shape.batch = broadcast_batch(op, {{&a, shape.own_a}, {&b, shape.own_b}});
-  const int64_t own_out = shape.own_a + shape.own_b - 2;
-  if (shape.batch.count + own_out > kMaxTensorDims) {
-    fail(op, ": the result would have ", shape.batch.count + own_out, " dimensions, at most ",
-         kMaxTensorDims, " are supported");
-  }
   shape.out = shape.batch;
   if (shape.own_a == 2) shape.out.push(shape.m);
   if (shape.own_b == 2) shape.out.push(shape.n);
@@ -54,18 +49,21 @@ Tensor matmul(const Tensor& a_tensor, const Tensor& b_tensor) {
 
   ContractionBuilder builder(call, {a.data}, {}, {b.data}, out.data);
   for (int64_t d = 0; d < shape.batch.count; ++d) {
-    builder.add({shape.batch.sizes[d], batch_stride(a, shape.own_a, shape.batch, d), 0,
-                 batch_stride(b, shape.own_b, shape.batch, d), out.strides[d]});
+    builder.add({.size = shape.batch.sizes[d],
+                 .a = batch_stride(a, shape.own_a, shape.batch, d),
+                 .b = batch_stride(b, shape.own_b, shape.batch, d),
+                 .c = out.strides[d]});
   }
-  builder.add({shape.m, shape.a_m, 0, 0, shape.n});
-  builder.add({shape.n, 0, 0, shape.b_n, 1});
-  builder.add({shape.k, shape.a_k, 0, shape.b_k, 0});
+  builder.add({.size = shape.m, .a = shape.a_m, .c = shape.n});
+  builder.add({.size = shape.n, .b = shape.b_n, .c = 1});
+  builder.add({.size = shape.k, .a = shape.a_k, .b = shape.b_k});
   builder.run();
   return out.take();
 }
 
-// dA[..., m, k] = sum_n g[..., m, n] conj(B[..., k, n]),  dB[..., k, n] = sum_m conj(A) g[..., m,
-// n], each summed over the batch dimensions along which its matrix was broadcast.
+//   dA[..., m, k] = sum_n g[..., m, n] conj(B[..., k, n])
+//   dB[..., k, n] = sum_m conj(A[..., m, k]) g[..., m, n]
+// each summed over the batch dimensions along which its matrix was broadcast.
 Gradients2 matmul_backward(const Tensor& grad, const Tensor& a_tensor, const Tensor& b_tensor,
                            bool need_a, bool need_b) {
   const char* op = "matmul_backward";
@@ -83,13 +81,14 @@ Gradients2 matmul_backward(const Tensor& grad, const Tensor& a_tensor, const Ten
     if (da.numel != 0) {
       ContractionBuilder builder(call, {g.data}, {}, {b.data, true}, da.data);
       for (int64_t d = 0; d < shape.batch.count; ++d) {
-        builder.add({shape.batch.sizes[d], batch_stride(g, own_g, shape.batch, d), 0,
-                     batch_stride(b, shape.own_b, shape.batch, d),
-                     batch_stride(da, shape.own_a, shape.batch, d)});
+        builder.add({.size = shape.batch.sizes[d],
+                     .a = batch_stride(g, own_g, shape.batch, d),
+                     .b = batch_stride(b, shape.own_b, shape.batch, d),
+                     .c = batch_stride(da, shape.own_a, shape.batch, d)});
       }
-      builder.add({shape.m, g_m, 0, 0, shape.k});
-      builder.add({shape.k, 0, 0, shape.b_k, 1});
-      builder.add({shape.n, g_n, 0, shape.b_n, 0});
+      builder.add({.size = shape.m, .a = g_m, .c = shape.k});
+      builder.add({.size = shape.k, .b = shape.b_k, .c = 1});
+      builder.add({.size = shape.n, .a = g_n, .b = shape.b_n});
       builder.run();
     }
     std::get<0>(gradients) = da.take();
@@ -99,13 +98,14 @@ Gradients2 matmul_backward(const Tensor& grad, const Tensor& a_tensor, const Ten
     if (db.numel != 0) {
       ContractionBuilder builder(call, {a.data, true}, {}, {g.data}, db.data);
       for (int64_t d = 0; d < shape.batch.count; ++d) {
-        builder.add({shape.batch.sizes[d], batch_stride(a, shape.own_a, shape.batch, d), 0,
-                     batch_stride(g, own_g, shape.batch, d),
-                     batch_stride(db, shape.own_b, shape.batch, d)});
+        builder.add({.size = shape.batch.sizes[d],
+                     .a = batch_stride(a, shape.own_a, shape.batch, d),
+                     .b = batch_stride(g, own_g, shape.batch, d),
+                     .c = batch_stride(db, shape.own_b, shape.batch, d)});
       }
-      builder.add({shape.k, shape.a_k, 0, 0, shape.n});
-      builder.add({shape.n, 0, 0, g_n, 1});
-      builder.add({shape.m, shape.a_m, 0, g_m, 0});
+      builder.add({.size = shape.k, .a = shape.a_k, .c = shape.n});
+      builder.add({.size = shape.n, .b = g_n, .c = 1});
+      builder.add({.size = shape.m, .a = shape.a_m, .b = g_m});
       builder.run();
     }
     std::get<1>(gradients) = db.take();

@@ -73,12 +73,22 @@ bool output_by_output(const Call& call, const NnBilinearShape& shape, const Oper
 template <class Z>
 SharedForms shared_forms(const NnBilinearShape& shape, const Operand& x1, const Operand& x2,
                          const Operand& w, const Z& z) {
-  SharedForms forms{
-      x1.data,      x2.data,     w.data,      shape.in1,   shape.in2,   shape.out, x1.stride(1),
-      x2.stride(1), w.stride(3), w.stride(2), w.stride(1), z.stride(1), {}};
+  SharedForms forms{.x1 = x1.data,
+                    .x2 = x2.data,
+                    .w = w.data,
+                    .in1 = shape.in1,
+                    .in2 = shape.in2,
+                    .out = shape.out,
+                    .x1_i = x1.stride(1),
+                    .x2_j = x2.stride(1),
+                    .w_o = w.stride(3),
+                    .w_i = w.stride(2),
+                    .w_j = w.stride(1),
+                    .z_o = z.stride(1)};
   for (int64_t d = 0; d < shape.lead; ++d) {
     if (x1.sizes[d] == 1) continue;
-    forms.rows.push({x1.sizes[d], x1.strides[d], x2.strides[d], 0, z.strides[d]});
+    forms.rows.push(
+        {.size = x1.sizes[d], .a = x1.strides[d], .s = x2.strides[d], .c = z.strides[d]});
   }
   return forms;
 }
@@ -130,21 +140,23 @@ Tensor nn_bilinear(const Tensor& input1, const Tensor& input2, const Tensor& wei
   }
   ContractionBuilder builder(call, {x2.data}, {x1.data}, {w.data}, z.data);
   for (int64_t d = 0; d < shape.lead; ++d) {
-    builder.add({x1.sizes[d], x2.strides[d], x1.strides[d], 0, z.strides[d]});
+    builder.add({.size = x1.sizes[d], .a = x2.strides[d], .s = x1.strides[d], .c = z.strides[d]});
   }
   if (b.has_value()) {
     builder.add_bias(b->data, b->stride(1), shape.out, w.stride(3), 1);
   } else {
-    builder.add({shape.out, 0, 0, w.stride(3), 1});
+    builder.add({.size = shape.out, .b = w.stride(3), .c = 1});
   }
-  builder.add({shape.in1, 0, x1.stride(1), w.stride(2), 0});
-  builder.add({shape.in2, x2.stride(1), 0, w.stride(1), 0});
+  builder.add({.size = shape.in1, .s = x1.stride(1), .b = w.stride(2)});
+  builder.add({.size = shape.in2, .a = x2.stride(1), .b = w.stride(1)});
   builder.run();
   return z.take();
 }
 
-// dx1[..., i] = sum_oj g[..., o] conj(W[o, i, j] x2[..., j]),  dx2[..., j] = sum_oi g conj(W x1),
-// dW[o, i, j] = sum_... g[..., o] conj(x1[..., i] x2[..., j]),  dbias[o] = sum_... g[..., o]
+//   dx1[..., i] = sum_oj g[..., o] conj(W[o, i, j] x2[..., j])
+//   dx2[..., j] = sum_oi g[..., o] conj(W[o, i, j] x1[..., i])
+//   dW[o, i, j] = sum_... g[..., o] conj(x1[..., i] x2[..., j])
+//   dbias[o] = sum_... g[..., o]
 Gradients4 nn_bilinear_backward(const Tensor& grad, const Tensor& input1, const Tensor& input2,
                                 const Tensor& weight, bool need_input1, bool need_input2,
                                 bool need_weight, bool need_bias) {
@@ -166,21 +178,23 @@ Gradients4 nn_bilinear_backward(const Tensor& grad, const Tensor& input1, const 
     if (dx1.numel != 0) {
       ContractionBuilder builder(call, {x2.data, true}, {g.data}, {w.data, true}, dx1.data);
       for (int64_t d = 0; d < shape.lead; ++d) {
-        builder.add({x1.sizes[d], x2.strides[d], g.strides[d], 0, dx1.strides[d]});
+        builder.add(
+            {.size = x1.sizes[d], .a = x2.strides[d], .s = g.strides[d], .c = dx1.strides[d]});
       }
-      builder.add({shape.in1, 0, 0, w.stride(2), 1});
-      builder.add({shape.out, 0, g.stride(1), w.stride(3), 0});
-      builder.add({shape.in2, x2.stride(1), 0, w.stride(1), 0});
+      builder.add({.size = shape.in1, .b = w.stride(2), .c = 1});
+      builder.add({.size = shape.out, .s = g.stride(1), .b = w.stride(3)});
+      builder.add({.size = shape.in2, .a = x2.stride(1), .b = w.stride(1)});
       builder.run();
     }
     if (dx2.numel != 0) {
       ContractionBuilder builder(call, {x1.data, true}, {g.data}, {w.data, true}, dx2.data);
       for (int64_t d = 0; d < shape.lead; ++d) {
-        builder.add({x1.sizes[d], x1.strides[d], g.strides[d], 0, dx2.strides[d]});
+        builder.add(
+            {.size = x1.sizes[d], .a = x1.strides[d], .s = g.strides[d], .c = dx2.strides[d]});
       }
-      builder.add({shape.in2, 0, 0, w.stride(1), 1});
-      builder.add({shape.out, 0, g.stride(1), w.stride(3), 0});
-      builder.add({shape.in1, x1.stride(1), 0, w.stride(2), 0});
+      builder.add({.size = shape.in2, .b = w.stride(1), .c = 1});
+      builder.add({.size = shape.out, .s = g.stride(1), .b = w.stride(3)});
+      builder.add({.size = shape.in1, .a = x1.stride(1), .b = w.stride(2)});
       builder.run();
     }
   }
@@ -194,11 +208,12 @@ Gradients4 nn_bilinear_backward(const Tensor& grad, const Tensor& input1, const 
       const Operand &rows = turned ? x2 : x1, &cols = turned ? x1 : x2;
       ContractionBuilder builder(call, {rows.data, true}, {g.data}, {cols.data, true}, dw.data);
       for (int64_t d = 0; d < shape.lead; ++d) {
-        builder.add({x1.sizes[d], rows.strides[d], g.strides[d], cols.strides[d], 0});
+        builder.add(
+            {.size = x1.sizes[d], .a = rows.strides[d], .s = g.strides[d], .b = cols.strides[d]});
       }
-      builder.add({shape.out, 0, g.stride(1), 0, dw.strides[0]});
-      builder.add({rows.size(1), rows.stride(1), 0, 0, dw.strides[turned ? 2 : 1]});
-      builder.add({cols.size(1), 0, 0, cols.stride(1), dw.strides[turned ? 1 : 2]});
+      builder.add({.size = shape.out, .s = g.stride(1), .c = dw.strides[0]});
+      builder.add({.size = rows.size(1), .a = rows.stride(1), .c = dw.strides[turned ? 2 : 1]});
+      builder.add({.size = cols.size(1), .b = cols.stride(1), .c = dw.strides[turned ? 1 : 2]});
       builder.run();
     }
     std::get<2>(gradients) = dw.take();
@@ -208,8 +223,8 @@ Gradients4 nn_bilinear_backward(const Tensor& grad, const Tensor& input1, const 
     Result db = call.empty(&size, 1);
     if (db.numel != 0) {
       DimList<LoopDim> dims;
-      for (int64_t d = 0; d < shape.lead; ++d) dims.push({x1.sizes[d], 0, 0, g.strides[d], 0});
-      dims.push({shape.out, 0, 0, g.stride(1), 1});
+      for (int64_t d = 0; d < shape.lead; ++d) dims.push({.size = x1.sizes[d], .b = g.strides[d]});
+      dims.push({.size = shape.out, .b = g.stride(1), .c = 1});
       run_sum(call, dims, g.data, db.data);
     }
     std::get<3>(gradients) = db.take();

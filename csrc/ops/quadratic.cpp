@@ -59,14 +59,18 @@ void run_gram(const Call& call, const Operand& g, const Operand& x, const Dims& 
     for (int64_t d = 0; d < batch.count; ++d) {
       const int64_t x_stride = batch_stride(x, 1, batch, d);
       const int64_t dA_stride = batch_stride(dA, 2, batch, d);
-      product.add({batch.sizes[d], x_stride, g.strides[d], x_stride, dA_stride});
-      if (dA_stride != 0) mirror.add({batch.sizes[d], 0, 0, dA_stride, dA_stride});
+      product.add({.size = batch.sizes[d],
+                   .a = x_stride,
+                   .s = g.strides[d],
+                   .b = x_stride,
+                   .c = dA_stride});
+      if (dA_stride != 0) mirror.add({.size = batch.sizes[d], .b = dA_stride, .c = dA_stride});
     }
-    product.add({height, x.stride(1), 0, 0, n});
-    product.add({i + height, 0, 0, x.stride(1), 1});
+    product.add({.size = height, .a = x.stride(1), .c = n});
+    product.add({.size = i + height, .b = x.stride(1), .c = 1});
     run(call, product, Fused::kAllowed);
-    mirror.add({height, 0, 0, n, 1});
-    mirror.add({i, 0, 0, 1, n});
+    mirror.add({.size = height, .b = n, .c = 1});
+    mirror.add({.size = i, .b = 1, .c = n});
     if (i > 0) mirror.run();
   }
 }
@@ -127,23 +131,25 @@ Tensor quadratic(const Tensor& x_tensor, const Tensor& A_tensor, bool symmetric)
   for (int64_t d = 0; d < batch.count; ++d) {
     const int64_t t_stride = kept.sizes[d] == 1 ? 0 : t.strides[d];
     const int64_t x_stride = batch_stride(x, 1, batch, d);
-    first.add({kept.sizes[d], x_stride, 0, batch_stride(A, 2, batch, d), t_stride});
-    second.add({batch.sizes[d], t_stride, 0, x_stride, alpha.strides[d]});
+    first.add(
+        {.size = kept.sizes[d], .a = x_stride, .b = batch_stride(A, 2, batch, d), .c = t_stride});
+    second.add({.size = batch.sizes[d], .a = t_stride, .b = x_stride, .c = alpha.strides[d]});
   }
   if (symmetric) {
     first.add_fold(Fold::kSymmetric, n, A.stride(2), A.stride(1), x.stride(1), 1);
   } else {
-    first.add({n, 0, 0, A.stride(1), 1});
-    first.add({n, x.stride(1), 0, A.stride(2), 0});
+    first.add({.size = n, .b = A.stride(1), .c = 1});
+    first.add({.size = n, .a = x.stride(1), .b = A.stride(2)});
   }
-  second.add({n, 1, 0, x.stride(1), 0});
+  second.add({.size = n, .a = 1, .b = x.stride(1)});
   first.run();
   second.run();
   return alpha.take();
 }
 
-// alpha as above, and for the backward pass p[..., i] = sum_j conj((A[..., i, j] + A[..., j, i])
-// x[..., j]), symmetric: 2 conj(A x), from one pass over A. float32 beside bfloat16 and float16.
+// alpha as above, and for the backward pass, from the same pass over A,
+//   p[..., i] = sum_j conj((A[..., i, j] + A[..., j, i]) x[..., j]), symmetric: 2 conj(A x),
+// in float32 beside bfloat16 and float16.
 std::tuple<Tensor, Tensor> quadratic_products(const Tensor& x_tensor, const Tensor& A_tensor,
                                               bool symmetric) {
   const char* op = "quadratic_products";
@@ -170,8 +176,10 @@ std::tuple<Tensor, Tensor> quadratic_products(const Tensor& x_tensor, const Tens
     ContractionBuilder builder(call, {x.data, true}, {}, {A.data, true}, p.data);
     builder.intermediate_c();
     for (int64_t d = 0; d < batch.count; ++d) {
-      builder.add({batch.sizes[d], batch_stride(x, 1, batch, d), 0, batch_stride(A, 2, batch, d),
-                   p.strides[d]});
+      builder.add({.size = batch.sizes[d],
+                   .a = batch_stride(x, 1, batch, d),
+                   .b = batch_stride(A, 2, batch, d),
+                   .c = p.strides[d]});
     }
     add_fold(builder, A, x, symmetric);
     builder.run();
@@ -180,9 +188,10 @@ std::tuple<Tensor, Tensor> quadratic_products(const Tensor& x_tensor, const Tens
   return {alpha.take(), p.take()};
 }
 
-// dx[..., i] = g[...] sum_j conj((A[..., i, j] + A[..., j, i]) x[..., j]), symmetric: 2 g conj(A
-// x); dA[..., i, j] = g[...] conj(x[..., i] x[..., j]); each summed over the batch dimensions along
-// which its operand was broadcast. With p of quadratic_products, dx = g p.
+//   dx[..., i] = g[...] sum_j conj((A[..., i, j] + A[..., j, i]) x[..., j]), or g[...] p[..., i]
+//   dA[..., i, j] = g[...] conj(x[..., i] x[..., j])
+// each summed over the batch dimensions along which its operand was broadcast; symmetric: both
+// A[..., i, j] and A[..., j, i] are that of the lower triangle.
 Gradients2 quadratic_products_backward(const Tensor& grad, const Tensor& x_tensor,
                                        const Tensor& A_tensor, const OptionalTensor& p_tensor,
                                        bool symmetric, bool need_x, bool need_A) {
@@ -230,8 +239,11 @@ Gradients2 quadratic_products_backward(const Tensor& grad, const Tensor& x_tenso
   if (dx_left) {
     ContractionBuilder builder(call, {x.data, true}, {g.data}, {A.data, true}, dx.data);
     for (int64_t d = 0; d < batch.count; ++d) {
-      builder.add({batch.sizes[d], batch_stride(x, 1, batch, d), g.strides[d],
-                   batch_stride(A, 2, batch, d), batch_stride(dx, 1, batch, d)});
+      builder.add({.size = batch.sizes[d],
+                   .a = batch_stride(x, 1, batch, d),
+                   .s = g.strides[d],
+                   .b = batch_stride(A, 2, batch, d),
+                   .c = batch_stride(dx, 1, batch, d)});
     }
     add_fold(builder, A, x, symmetric);
     builder.run();

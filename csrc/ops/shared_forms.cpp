@@ -24,10 +24,10 @@ class DenseRows {
     data_ = copy_.data;
     ContractionBuilder builder(call, {}, {}, {data}, copy_.data);
     if (intermediate) builder.intermediate_c();
-    builder.add({entries, 0, 0, entry_stride, 1});
+    builder.add({.size = entries, .b = entry_stride, .c = 1});
     step = entries;
     for (int d = rows.count - 1; d >= 0; step *= rows[d--].size) {
-      builder.add({rows[d].size, 0, 0, rows[d].*stride, step});
+      builder.add({.size = rows[d].size, .b = rows[d].*stride, .c = step});
     }
     builder.run();
   }
@@ -38,10 +38,6 @@ class DenseRows {
   Dtype dtype_;
   Result copy_;
 };
-
-}  // namespace
-
-namespace {
 
 // T[b, o, j] = sum_i x1[b, i] W[o, i, j], z[b, o] = sum_j T x2[b, j] + bias[o], for so many outputs
 // at a time as T has room for: one call for each output would be mostly its start.
@@ -59,23 +55,23 @@ void run_values_of_rows(const Call& call, const SharedForms& forms, const Operan
     int64_t t_row = together * in2;
     for (int d = forms.rows.count - 1; d >= 0; t_row *= forms.rows[d--].size) {
       const LoopDim& row = forms.rows[d];
-      first.add({row.size, row.a, 0, 0, t_row});
-      second.add({row.size, row.s, 0, t_row, row.c});
+      first.add({.size = row.size, .a = row.a, .c = t_row});
+      second.add({.size = row.size, .a = row.s, .b = t_row, .c = row.c});
     }
-    first.add({count, 0, 0, forms.w_o, in2});
+    first.add({.size = count, .b = forms.w_o, .c = in2});
     if (forms.symmetric) {
       first.add_fold(Fold::kSymmetric, in2, forms.w_i, forms.w_j, forms.x1_i, 1);
     } else {
-      first.add({in2, 0, 0, forms.w_j, 1});
-      first.add({forms.in1, forms.x1_i, 0, forms.w_i, 0});
+      first.add({.size = in2, .b = forms.w_j, .c = 1});
+      first.add({.size = forms.in1, .a = forms.x1_i, .b = forms.w_i});
     }
     if (bias != nullptr) {
       second.add_bias(shifted(bias->data, o * bias->stride(1), call.dtype), bias->stride(1), count,
                       in2, forms.z_o);
     } else {
-      second.add({count, 0, 0, in2, forms.z_o});
+      second.add({.size = count, .b = in2, .c = forms.z_o});
     }
-    second.add({in2, forms.x2_j, 0, 1, 0});
+    second.add({.size = in2, .a = forms.x2_j, .b = 1});
     first.run();
     second.run();
   }
@@ -207,10 +203,10 @@ void run_input_gradients(const Call& call, const SharedForms& forms, const void*
       ContractionBuilder product(call, {g_rows.from(b * out), true}, {},
                                  {shifted(forms.w, i * forms.w_i, narrow)}, v.data);
       product.intermediate_c();
-      product.add({count, out, 0, 0, height * width});
-      product.add({height, 0, 0, forms.w_i, width});
-      product.add({width, 0, 0, forms.w_j, 1});
-      product.add({out, 1, 0, forms.w_o, 0});
+      product.add({.size = count, .a = out, .c = height * width});
+      product.add({.size = height, .b = forms.w_i, .c = width});
+      product.add({.size = width, .b = forms.w_j, .c = 1});
+      product.add({.size = out, .a = 1, .b = forms.w_o});
       product.run();
 
       // Of a symmetric W the block on the diagonal is a form of its own.
@@ -226,7 +222,15 @@ void run_input_gradients(const Call& call, const SharedForms& forms, const void*
       form.dy = shifted(p, i, wide);
       form.dx = shifted(q, i / part * count * in2, wide);
       form.device = call.device_index;
-      form.batch.push({count, in1, height * width, in2, 0, 0, in1, 0, in2});
+      form.batch.push({.size = count,
+                       .y = in1,
+                       .a = height * width,
+                       .x = in2,
+                       .g = 0,
+                       .alpha = 0,
+                       .dy = in1,
+                       .da = 0,
+                       .dx = in2});
       if (form.cols != 0) call.kernels->form(form);
       if (forms.symmetric) {
         form.quadratic = form.symmetric = true;
@@ -242,7 +246,7 @@ void run_input_gradients(const Call& call, const SharedForms& forms, const void*
     if (p_kept && !one) {
       ContractionBuilder rounding(call, {}, {}, {p}, dx1_rows);
       rounding.intermediate_b();
-      rounding.add({count * in1, 0, 0, 1, 1});
+      rounding.add({.size = count * in1, .b = 1, .c = 1});
       rounding.run();
     }
     // The columns of a part of a symmetric W get sums from it and the parts below it, and, from the
@@ -254,9 +258,9 @@ void run_input_gradients(const Call& call, const SharedForms& forms, const void*
       ContractionBuilder sum(call, {}, {}, {shifted(q, first * count * in2 + j, wide)},
                              shifted(dx2_rows, j, narrow));
       sum.intermediate_b();
-      sum.add({count, 0, 0, in2, in2});
-      sum.add({std::min(columns, in2 - j), 0, 0, 1, 1});
-      sum.add({parts - first + (with_p ? 1 : 0), 0, 0, count * in2, 0});
+      sum.add({.size = count, .b = in2, .c = in2});
+      sum.add({.size = std::min(columns, in2 - j), .b = 1, .c = 1});
+      sum.add({.size = parts - first + (with_p ? 1 : 0), .b = count * in2});
       if (forms.symmetric && parts > 1) sum.set_scale(2);
       sum.run();
     }

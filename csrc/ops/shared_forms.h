@@ -12,12 +12,11 @@ namespace matcalc {
 struct SharedForms {
   const void *x1, *x2, *w;
   int64_t in1, in2, out;
-  int64_t x1_i, x2_j;     // strides: of x1 along its entries, of x2
-  int64_t w_o, w_i, w_j;  // of W
-  int64_t z_o;            // of z, or of its gradient g, along the outputs
-  DimList<LoopDim> rows;  // the strides a of x1, s of x2 and c of z or g; b is 0
-  bool symmetric =
-      false;  // x1 is x2, and of W[o] only i >= j is read: the rest is its mirror image
+  int64_t x1_i, x2_j;          // strides: of x1 along its entries, of x2
+  int64_t w_o, w_i, w_j;       // of W
+  int64_t z_o;                 // of z, or of its gradient g, along the outputs
+  DimList<LoopDim> rows = {};  // the strides a of x1, s of x2 and c of z or g; b is 0
+  bool symmetric = false;  // x1 is x2; of W[o] only i >= j is read, the rest is its mirror image
 
   int64_t row_count() const { return rows.numel(); }
 };
@@ -28,18 +27,31 @@ template <class Z>
 std::optional<SharedForms> find_shared_forms(const Operand& y, const Operand& A, const Operand& x,
                                              const Dims& batch, const Z& z,
                                              bool symmetric = false) {
-  SharedForms forms{y.data,      x.data, A.data,      A.size(2),   A.size(1), 1,  y.stride(1),
-                    x.stride(1), 0,      A.stride(2), A.stride(1), 0,         {}, symmetric};
+  SharedForms forms{.x1 = y.data,
+                    .x2 = x.data,
+                    .w = A.data,
+                    .in1 = A.size(2),
+                    .in2 = A.size(1),
+                    .out = 1,
+                    .x1_i = y.stride(1),
+                    .x2_j = x.stride(1),
+                    .w_o = 0,
+                    .w_i = A.stride(2),
+                    .w_j = A.stride(1),
+                    .z_o = 0,
+                    .symmetric = symmetric};
   DimList<LoopDim> outputs;
   for (int64_t d = 0; d < batch.count; ++d) {
     if (batch.sizes[d] == 1) continue;
     const int64_t along_A = batch_stride(A, 2, batch, d), along_z = batch_stride(z, 0, batch, d);
     const bool along_y = y.size(batch.count - d + 1) > 1, along_x = x.size(batch.count - d + 1) > 1;
     if (!along_y && !along_x) {
-      outputs.push({batch.sizes[d], 0, 0, along_A, along_z});
+      outputs.push({.size = batch.sizes[d], .b = along_A, .c = along_z});
     } else if (along_y && along_x && along_A == 0) {
-      forms.rows.push(
-          {batch.sizes[d], batch_stride(y, 1, batch, d), batch_stride(x, 1, batch, d), 0, along_z});
+      forms.rows.push({.size = batch.sizes[d],
+                       .a = batch_stride(y, 1, batch, d),
+                       .s = batch_stride(x, 1, batch, d),
+                       .c = along_z});
     } else {
       return std::nullopt;
     }

@@ -252,6 +252,11 @@ bool batch_reduced(const Operand& operand, int64_t own, const Dims& batch) {
   return false;
 }
 
+bool has_shape(const Operand& operand, const Dims& expected) {
+  return operand.dim == expected.count &&
+         std::equal(operand.sizes, operand.sizes + operand.dim, expected.sizes);
+}
+
 void check_min_dim(const char* op, const Operand& operand, int64_t least) {
   if (operand.dim < least) {
     fail(op, ": ", operand.name, " has ", operand.dim,
@@ -260,9 +265,7 @@ void check_min_dim(const char* op, const Operand& operand, int64_t least) {
 }
 
 void check_grad_shape(const char* op, const Operand& grad, const Dims& expected) {
-  bool same = grad.dim == expected.count;
-  for (int64_t i = 0; same && i < grad.dim; ++i) same = grad.sizes[i] == expected.sizes[i];
-  if (!same) {
+  if (!has_shape(grad, expected)) {
     fail(op, ": grad has shape ", grad.shape(), ", expected the output's shape ", expected.shape());
   }
 }

@@ -155,6 +155,7 @@ int64_t batch_stride(const T& tensor, int64_t own, const Dims& batch, int64_t d)
 bool batch_reduced(const Operand& operand, int64_t own, const Dims& batch);
 
 void check_min_dim(const char* op, const Operand& operand, int64_t least);
+bool has_shape(const Operand& operand, const Dims& expected);
 void check_grad_shape(const char* op, const Operand& grad, const Dims& expected);
 
 inline OptionalTensor take_if(bool wanted, Result& result) {
