@@ -4,8 +4,8 @@
 //   small      nothing is read often enough to be moved first: small.h
 //   vectors    few columns or rows of C, or no sum at all: vector.h
 //   apart      items of a batch that share a small operand, one by one: by these paths in turn
-//   in place   small real products whose B has contiguous rows: nothing is packed
-//   blocked    everything else: gemm.h
+//   blocked    everything else, operands packed or read where they lie: gemm.h
+//   integer    whole numbers: integer.h
 //
 // No path's sums depend on the number of threads, on how C is divided or on the batch.
 #include <algorithm>
@@ -234,8 +234,8 @@ void contract_floating(const Contraction& op, bool bias_on_rows) {
 bool tiles(Dtype dtype) { return isa() == Isa::kAmxBf16 && dtype == Dtype::kBFloat16; }
 
 void contract(const Contraction& op) {
-  if (op.a == nullptr) {  // a plain sum: every a is one number, with a stride of 0
-    if (is_complex(op.dtype) && op.k.count > 0) {
+  if (op.a == nullptr) {  // a plain sum, or an empty A: every a is one number, with a stride of 0
+    if (is_complex(op.dtype) && op.k.count > 0 && op.k.numel() > 0) {
       sum_of_parts(op);
       return;
     }

@@ -15,10 +15,10 @@ constexpr int kUndecided = -1;
 
 std::atomic<int> current{kUndecided};
 
-std::string supported_names() {
+std::string names_of(bool supported) {
   std::string names;
   for (int i = 0; i < kIsaCount; ++i) {
-    if (!isa_supported(static_cast<Isa>(i))) continue;
+    if (supported && !isa_supported(static_cast<Isa>(i))) continue;
     if (!names.empty()) names += ", ";
     names += kNames[i];
   }
@@ -31,12 +31,10 @@ Isa parse(const std::string& source, const char* name) {
     if (std::strcmp(name, kNames[i]) != 0) continue;
     if (isa_supported(static_cast<Isa>(i))) return static_cast<Isa>(i);
     throw std::runtime_error(source + " names \"" + name +
-                             "\", which this CPU does not have; it has " + supported_names());
+                             "\", which this CPU does not have; it has " + names_of(true));
   }
-  throw std::runtime_error(
-      source + " names \"" + name +
-      "\", expected one of scalar, avx2, avx512, avx512_bf16, amx_bf16; this CPU has " +
-      supported_names());
+  throw std::runtime_error(source + " names \"" + name + "\", expected one of " + names_of(false) +
+                           "; this CPU has " + names_of(true));
 }
 
 Isa default_isa() {
