@@ -70,6 +70,13 @@ def check_operands(op: str, integers: bool = False, **operands: Tensor | None) -
         )
 
 
+def check_bool(op: str, name: str, value: object) -> None:
+    """A flag is True or False, nothing that only counts as one of them."""
+    # By identity, which is what torch.compile can follow.
+    if value is not False and value is not True:
+        raise TypeError(f"{op}: {name} is a {type(value).__name__}, expected a bool")
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 

@@ -30,8 +30,11 @@ __all__ = [
 ]
 
 
-def _check(function: str, **expected: tuple[Tensor, int]) -> None:
-    """Each argument is a tensor of the number of dimensions that is said with it, all alike."""
+def _check(function: str, integers: bool = True, **expected: tuple[Tensor, int]) -> None:
+    """Each argument is a tensor of the number of dimensions that is said with it, all alike.
+
+    `integers`: whether they may be whole numbers, which the backward ops do not take.
+    """
     for name, (tensor, dims) in expected.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(
@@ -43,7 +46,7 @@ def _check(function: str, **expected: tuple[Tensor, int]) -> None:
                 f"dimension{'' if dims == 1 else 's'}"
             )
     tensors = {name: tensor for name, (tensor, _) in expected.items()}
-    _ops.check_operands(function, integers=True, **tensors)
+    _ops.check_operands(function, integers, **tensors)
 
 
 def _check_size(
@@ -245,7 +248,7 @@ def bilinear_gradients(y: Tensor, A: Tensor, x: Tensor) -> tuple[Tensor, Tensor,
         (tensor([2.5000, 5.5000]), tensor([-2., -2.]))
     """
     name = "bilinear_gradients"
-    _check(name, y=(y, 1), A=(A, 2), x=(x, 1))
+    _check(name, integers=False, y=(y, 1), A=(A, 2), x=(x, 1))
     _check_size(name, "y", y, A, 0)
     _check_size(name, "x", x, A, 1)
     grads = apply_bilinear_backward(_one(A), y, A, x, True, True, True)
@@ -293,7 +296,7 @@ def quadratic_gradients(x: Tensor, A: Tensor, *, symmetric: bool = False) -> tup
 
     Raises:
         RuntimeError: A is not square, or x does not fit it; the dtypes or devices differ.
-        TypeError: an argument is not a tensor.
+        TypeError: x or A is not a tensor, or `symmetric` not a bool.
 
     Example:
         >>> A = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
@@ -302,9 +305,10 @@ def quadratic_gradients(x: Tensor, A: Tensor, *, symmetric: bool = False) -> tup
         tensor([ 6.0000, 10.5000])
     """
     name = "quadratic_gradients"
-    _check(name, x=(x, 1), A=(A, 2))
+    _check(name, integers=False, x=(x, 1), A=(A, 2))
     _check_square(name, A)
     _check_size(name, "x", x, A, 1)
+    _ops.check_bool(name, "symmetric", symmetric)
     grads = apply_quadratic_backward(_one(A), x, A, symmetric, True, True)
     dx, dA = (_derivative(grad) for grad in grads)
     return dx, dA
@@ -354,7 +358,7 @@ def quadratic_hvp(A: Tensor, v: Tensor) -> Tensor:
         tensor([2., 5.])
     """
     name = "quadratic_hvp"
-    _check(name, A=(A, 2), v=(v, 1))
+    _check(name, integers=False, A=(A, 2), v=(v, 1))
     _check_square(name, A)
     _check_size(name, "v", v, A, 1)
     return _derivative(apply_quadratic_backward(_one(A), v, A, False, True, False)[0])

@@ -290,6 +290,10 @@ def test_an_error_does_not_keep_the_operands(op, name):
 def test_symmetric_is_a_bool(symmetric):
     with pytest.raises(TypeError, match=r"^quadratic: symmetric is a \w+, expected a bool"):
         mc.quadratic(**arguments("quadratic"), symmetric=symmetric)
+    with pytest.raises(TypeError, match=r"^quadratic_gradients: symmetric is a \w+, expected"):
+        mc.derivatives.quadratic_gradients(torch.ones(3), torch.ones(3, 3), symmetric=symmetric)
+    with pytest.raises(TypeError, match=r"^Quadratic: symmetric is a \w+, expected a bool"):
+        mc.nn.Quadratic(3, symmetric=symmetric)
 
 
 @OP_AND_ARGUMENT
@@ -364,3 +368,16 @@ def test_a_failed_call_leaves_the_next_one_right():
         with pytest.raises(RuntimeError):
             OPS[op][0](**arguments(op, shapes))
     assert mc.bilinear(**arguments("bilinear")).tolist() == [12, 12]
+
+
+def test_derivatives_of_whole_numbers_name_their_own_arguments():
+    v, A = torch.ones(3, dtype=torch.int64), torch.ones(3, 3, dtype=torch.int64)
+    derivatives = mc.derivatives
+    for function, given, first in (
+        (derivatives.bilinear_gradients, (v, A, v), "y"),
+        (derivatives.quadratic_gradients, (v, A), "x"),
+        (derivatives.quadratic_hvp, (A, v), "A"),
+    ):
+        with pytest.raises(RuntimeError, match=f"^{function.__name__}: {first} is int64, expected"):
+            function(*given)
+    assert torch.equal(derivatives.quadratic_hessian(A), A + A.mT)

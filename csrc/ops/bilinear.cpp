@@ -154,8 +154,9 @@ Tensor bilinear(const Tensor& y_tensor, const Tensor& A_tensor, const Tensor& x_
 // alpha as above, and for the backward pass
 //   p[..., i] = sum_j conj(A[..., i, j] x[..., j])
 //   q[..., j] = sum_i conj(A[..., i, j] y[..., i])
-// all from one pass over A where each batch item has its own. Of size 1 along batch dimensions along which neither of the two factors runs.
-// float32 beside bfloat16 and float16, so that a gradient is rounded once; but see Call::product.
+// all from one pass over A where each batch item has its own. Of size 1 along batch dimensions
+// along which neither of the two factors runs. float32 beside bfloat16 and float16, so that a
+// gradient is rounded once; but see Call::product.
 std::tuple<Tensor, OptionalTensor, OptionalTensor> bilinear_products(const Tensor& y_tensor,
                                                                      const Tensor& A_tensor,
                                                                      const Tensor& x_tensor,

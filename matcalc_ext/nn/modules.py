@@ -6,6 +6,7 @@ import operator
 import torch
 from torch import Tensor
 
+from .. import _ops
 from ..ops import quadratic
 from . import functional as F
 
@@ -113,7 +114,7 @@ class Quadratic(torch.nn.Module):
         input (..., n), of the dtype of the parameters; output (..., m).
 
     Raises:
-        TypeError: a size is not an integer.
+        TypeError: a size is not an integer, or `symmetric` not a bool.
         ValueError: `in_features` is less than 1, or `out_features` less than 0.
         RuntimeError: the input's last dimension is not n, or its dtype is not the weight's.
 
@@ -142,6 +143,7 @@ class Quadratic(torch.nn.Module):
         super().__init__()
         self.in_features = _size("in_features", in_features, 1)
         self.out_features = _size("out_features", out_features, 0)
+        _ops.check_bool("Quadratic", "symmetric", symmetric)
         self.symmetric = symmetric
         shape = (self.out_features, self.in_features, self.in_features)
         self.weight = torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype))

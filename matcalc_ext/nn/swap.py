@@ -104,7 +104,7 @@ def swap(model: Model, *, report: list[Swap] | None = None) -> Model:
         0 [torch.nn.modules.linear.Linear]: replaced
     """
     if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"swap: model must be a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(f"swap: model is a {type(model).__name__}, expected a torch.nn.Module")
     # The whole model is looked at before anything is changed.
     found: dict[torch.nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):

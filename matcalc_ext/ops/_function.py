@@ -432,6 +432,30 @@ def register(
             _library.impl(name, autocast_kernel, key)
 
 
+def backward_route(name: str, function: type[Function]) -> Callable[..., Grads]:
+    """What applies `function`, the backward op `name`, by the cheapest way that is right here.
+
+    Direct calls of the op come to it too.
+    """
+    inner, apply = _ops.entry(name), fast_apply(function)
+
+    def route(*args: Any) -> Grads:
+        if dynamo_tracing():
+            return getattr(torch.ops.matcalc_ext, name)(*args)  # type: ignore[no-any-return]
+        if transforms_active():
+            return function.apply(*args)  # type: ignore[no-any-return]
+        if forward_ad._current_level >= 0 or grad_enabled():
+            args = tuple(unwrap(arg) if isinstance(arg, Tensor) else arg for arg in args)
+            grads: Grads = apply(*args)
+            if any_batched(grads):
+                return legacy_vmap(function.vmap, *args)  # type: ignore[no-any-return]
+            return grads
+        return inner(*args)  # type: ignore[no-any-return]
+
+    register(name, function, route, apply)
+    return route
+
+
 # Inside a Function there is nothing left to differentiate: the dispatcher goes straight on.
 for _name in _ops.NAMES:
     _library.impl(f"_{_name}", torch.library.fallthrough_kernel, "Autograd")

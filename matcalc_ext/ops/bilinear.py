@@ -11,13 +11,12 @@ from .. import _ops
 from ._function import (
     Grads,
     add,
-    any_batched,
     autocast,
     autocast_active,
+    backward_route,
     batch_first,
     by_formulas,
     compiling,
-    dynamo_tracing,
     fast_apply,
     forward_rule,
     grad_enabled,
@@ -252,7 +251,6 @@ def _forward_and_save(ctx: Any, y: Tensor, A: Tensor, x: Tensor) -> Tensor:
 
 
 _apply = fast_apply(Bilinear, _forward_and_save)
-_apply_backward = fast_apply(BilinearBackward)
 
 
 def apply_bilinear(y: Tensor, A: Tensor, x: Tensor) -> Tensor:
@@ -270,25 +268,8 @@ def apply_bilinear(y: Tensor, A: Tensor, x: Tensor) -> Tensor:
     return _forward(y, A, x)  # type: ignore[no-any-return]
 
 
-def apply_bilinear_backward(
-    grad: Tensor, y: Tensor, A: Tensor, x: Tensor, need_y: bool, need_A: bool, need_x: bool
-) -> Grads:
-    """`BilinearBackward` by the cheapest way that is right here."""
-    if dynamo_tracing():
-        return torch.ops.matcalc_ext.bilinear_backward(grad, y, A, x, need_y, need_A, need_x)  # type: ignore[no-any-return]
-    if transforms_active():
-        return BilinearBackward.apply(grad, y, A, x, need_y, need_A, need_x)  # type: ignore[no-any-return, no-untyped-call]
-    if forward_ad._current_level >= 0 or grad_enabled():
-        args = unwrap(grad), unwrap(y), unwrap(A), unwrap(x), need_y, need_A, need_x
-        grads: Grads = _apply_backward(*args)
-        if any_batched(grads):
-            return legacy_vmap(BilinearBackward.vmap, *args)  # type: ignore[no-any-return]
-        return grads
-    return _backward(grad, y, A, x, need_y, need_A, need_x)  # type: ignore[no-any-return]
-
-
 register("bilinear", Bilinear, apply_bilinear, _apply, casts=True)
-register("bilinear_backward", BilinearBackward, apply_bilinear_backward, _apply_backward)
+apply_bilinear_backward = backward_route("bilinear_backward", BilinearBackward)
 
 
 def bilinear(y: Tensor, A: Tensor, x: Tensor) -> Tensor:

@@ -11,13 +11,12 @@ from .. import _ops
 from ._function import (
     Grads,
     add,
-    any_batched,
     autocast,
     autocast_active,
+    backward_route,
     batch_first,
     by_formulas,
     compiling,
-    dynamo_tracing,
     fast_apply,
     forward_rule,
     grad_enabled,
@@ -235,7 +234,6 @@ def _forward_and_save(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | No
 
 
 _apply = fast_apply(Linear, _forward_and_save)
-_apply_backward = fast_apply(LinearBackward)
 
 
 def apply_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -255,36 +253,8 @@ def apply_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     return _forward(input, weight, bias)  # type: ignore[no-any-return]
 
 
-def apply_linear_backward(
-    grad: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    need_input: bool,
-    need_weight: bool,
-    need_bias: bool,
-) -> Grads:
-    """`LinearBackward` by the cheapest way that is right here."""
-    if dynamo_tracing():
-        return torch.ops.matcalc_ext.linear_backward(  # type: ignore[no-any-return]
-            grad, input, weight, bias, need_input, need_weight, need_bias
-        )
-    if transforms_active():
-        return LinearBackward.apply(  # type: ignore[no-any-return, no-untyped-call]
-            grad, input, weight, bias, need_input, need_weight, need_bias
-        )
-    if forward_ad._current_level >= 0 or grad_enabled():
-        grad, input, weight = unwrap(grad), unwrap(input), unwrap(weight)
-        args = grad, input, weight, bias, need_input, need_weight, need_bias
-        grads: Grads = _apply_backward(*args)
-        if any_batched(grads):
-            return legacy_vmap(LinearBackward.vmap, *args)  # type: ignore[no-any-return]
-        return grads
-    return _backward(grad, input, weight, bias, need_input, need_weight, need_bias)  # type: ignore[no-any-return]
-
-
 register("linear", Linear, apply_linear, _apply, casts=True)
-register("linear_backward", LinearBackward, apply_linear_backward, _apply_backward)
+apply_linear_backward = backward_route("linear_backward", LinearBackward)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

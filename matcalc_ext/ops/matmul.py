@@ -11,13 +11,12 @@ from .. import _ops
 from ._function import (
     Grads,
     add,
-    any_batched,
     autocast,
     autocast_active,
+    backward_route,
     batch_first,
     by_formulas,
     compiling,
-    dynamo_tracing,
     fast_apply,
     forward_rule,
     grad_enabled,
@@ -186,7 +185,6 @@ def _forward_and_save(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
 
 
 _apply = fast_apply(Matmul, _forward_and_save)
-_apply_backward = fast_apply(MatmulBackward)
 
 
 def apply_matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -200,23 +198,8 @@ def apply_matmul(a: Tensor, b: Tensor) -> Tensor:
     return _forward(a, b)  # type: ignore[no-any-return]
 
 
-def apply_matmul_backward(grad: Tensor, a: Tensor, b: Tensor, need_a: bool, need_b: bool) -> Grads:
-    """`MatmulBackward` by the cheapest way that is right here."""
-    if dynamo_tracing():
-        return torch.ops.matcalc_ext.matmul_backward(grad, a, b, need_a, need_b)  # type: ignore[no-any-return]
-    if transforms_active():
-        return MatmulBackward.apply(grad, a, b, need_a, need_b)  # type: ignore[no-any-return, no-untyped-call]
-    if forward_ad._current_level >= 0 or grad_enabled():
-        args = unwrap(grad), unwrap(a), unwrap(b), need_a, need_b
-        grads: Grads = _apply_backward(*args)
-        if any_batched(grads):
-            return legacy_vmap(MatmulBackward.vmap, *args)  # type: ignore[no-any-return]
-        return grads
-    return _backward(grad, a, b, need_a, need_b)  # type: ignore[no-any-return]
-
-
 register("matmul", Matmul, apply_matmul, _apply, casts=True)
-register("matmul_backward", MatmulBackward, apply_matmul_backward, _apply_backward)
+apply_matmul_backward = backward_route("matmul_backward", MatmulBackward)
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:

@@ -12,13 +12,12 @@ from ._function import (
     Grads,
     add,
     add_all,
-    any_batched,
     autocast,
     autocast_active,
+    backward_route,
     batch_first,
     by_formulas,
     compiling,
-    dynamo_tracing,
     fast_apply,
     forward_rule,
     grad_enabled,
@@ -269,7 +268,6 @@ def _forward_and_save(
 
 
 _apply = fast_apply(NnBilinear, _forward_and_save)
-_apply_backward = fast_apply(NnBilinearBackward)
 
 
 def apply_nn_bilinear(
@@ -296,33 +294,8 @@ def apply_nn_bilinear(
     return _forward(input1, input2, weight, bias)  # type: ignore[no-any-return]
 
 
-def apply_nn_bilinear_backward(
-    grad: Tensor,
-    input1: Tensor,
-    input2: Tensor,
-    weight: Tensor,
-    need_input1: bool,
-    need_input2: bool,
-    need_weight: bool,
-    need_bias: bool,
-) -> Grads:
-    """`NnBilinearBackward` by the cheapest way that is right here."""
-    needs = need_input1, need_input2, need_weight, need_bias
-    if dynamo_tracing():
-        return torch.ops.matcalc_ext.nn_bilinear_backward(grad, input1, input2, weight, *needs)  # type: ignore[no-any-return]
-    if transforms_active():
-        return NnBilinearBackward.apply(grad, input1, input2, weight, *needs)  # type: ignore[no-any-return, no-untyped-call]
-    if forward_ad._current_level >= 0 or grad_enabled():
-        args = unwrap(grad), unwrap(input1), unwrap(input2), unwrap(weight), *needs
-        grads: Grads = _apply_backward(*args)
-        if any_batched(grads):
-            return legacy_vmap(NnBilinearBackward.vmap, *args)  # type: ignore[no-any-return]
-        return grads
-    return _backward(grad, input1, input2, weight, *needs)  # type: ignore[no-any-return]
-
-
 register("nn_bilinear", NnBilinear, apply_nn_bilinear, _apply, casts=True)
-register("nn_bilinear_backward", NnBilinearBackward, apply_nn_bilinear_backward, _apply_backward)
+apply_nn_bilinear_backward = backward_route("nn_bilinear_backward", NnBilinearBackward)
 
 
 def nn_bilinear(

@@ -11,9 +11,9 @@ from .. import _ops
 from ._function import (
     Grads,
     add,
-    any_batched,
     autocast,
     autocast_active,
+    backward_route,
     batch_first,
     by_formulas,
     compiling,
@@ -244,7 +244,6 @@ def _forward_and_save(ctx: Any, x: Tensor, A: Tensor, symmetric: bool) -> Tensor
 
 
 _apply = fast_apply(Quadratic, _forward_and_save)
-_apply_backward = fast_apply(QuadraticBackward)
 
 
 def apply_quadratic(x: Tensor, A: Tensor, symmetric: bool = False) -> Tensor:
@@ -260,25 +259,8 @@ def apply_quadratic(x: Tensor, A: Tensor, symmetric: bool = False) -> Tensor:
     return _value(x, A, symmetric)
 
 
-def apply_quadratic_backward(
-    grad: Tensor, x: Tensor, A: Tensor, symmetric: bool, need_x: bool, need_A: bool
-) -> Grads:
-    """`QuadraticBackward` by the cheapest way that is right here."""
-    if dynamo_tracing():
-        return torch.ops.matcalc_ext.quadratic_backward(grad, x, A, symmetric, need_x, need_A)  # type: ignore[no-any-return]
-    if transforms_active():
-        return QuadraticBackward.apply(grad, x, A, symmetric, need_x, need_A)  # type: ignore[no-any-return, no-untyped-call]
-    if forward_ad._current_level >= 0 or grad_enabled():
-        args = unwrap(grad), unwrap(x), unwrap(A), symmetric, need_x, need_A
-        grads: Grads = _apply_backward(*args)
-        if any_batched(grads):
-            return legacy_vmap(QuadraticBackward.vmap, *args)  # type: ignore[no-any-return]
-        return grads
-    return _backward(grad, x, A, symmetric, need_x, need_A)  # type: ignore[no-any-return]
-
-
 register("quadratic", Quadratic, apply_quadratic, _apply, casts=True)
-register("quadratic_backward", QuadraticBackward, apply_quadratic_backward, _apply_backward)
+apply_quadratic_backward = backward_route("quadratic_backward", QuadraticBackward)
 
 
 def quadratic(x: Tensor, A: Tensor, *, symmetric: bool = False) -> Tensor:
@@ -315,9 +297,7 @@ def quadratic(x: Tensor, A: Tensor, *, symmetric: bool = False) -> Tensor:
     """
     if compiling() or tracing():
         return torch.ops.matcalc_ext.quadratic(x, A, symmetric=symmetric)  # type: ignore[no-any-return]
-    if symmetric is not False and symmetric is not True:
-        kind = type(symmetric).__name__
-        raise TypeError(f"quadratic: symmetric is a {kind}, expected a bool")
+    _ops.check_bool("quadratic", "symmetric", symmetric)
     try:
         if autocast_active():
             return apply_quadratic(autocast(x), autocast(A), symmetric)
