@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .._ops import FLOATING
-from ..ops._function import DEVICES, not_dense
+from ..ops._errors import DEVICES, not_dense
 from .modules import Bilinear, Linear
 
 __all__ = ["Swap", "swap"]

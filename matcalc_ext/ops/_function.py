@@ -9,21 +9,18 @@ A public function takes one of four ways, from the rarest to the cheapest:
 4. Nothing is wanted: the dispatcher op, below autograd.
 
 A direct call of `torch.ops.matcalc_ext.*`, the node of a compiled graph among them, comes from the
-dispatcher to the same ways by the kernels that `register` adds. They all end at the same kernels
+dispatcher to the same ways by the kernels of `_dispatch.py`. They all end at the same kernels
 under a name that begins with "_", where autograd, autocast and transforms are no longer asked.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import wraps
 from operator import and_
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
-from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
-
-from .. import _ops
 
 # Looked up once: they are used at each call.
 transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
@@ -101,10 +98,10 @@ def worth_keeping(y: Tensor, A: Tensor) -> bool:
         return False
     # The ops that keep them have no derivatives of their own.
     recorder = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
-    return recorder is None or not _may_be_differentiated_again()
+    return recorder is None or not may_be_differentiated_again()
 
 
-def _may_be_differentiated_again() -> bool:
+def may_be_differentiated_again() -> bool:
     """Of the graph that is being recorded: torch.compile's graphs are not, others may be."""
     return torch._guards.TracingContext.try_get() is None or torch.compiler.is_exporting()
 
@@ -190,96 +187,6 @@ def tangents(terms: Sequence[Grads], *likes: Tensor | None) -> Grads:
 
 
 # --------------------------------------------------------------------------------------------
-# vmap
-
-
-class Batch(NamedTuple):
-    """The part of torch's vmap info that the rules read."""
-
-    batch_size: int
-
-
-def logical_shape(tensor: Tensor, dim: int | None) -> list[int]:
-    """The shape of one sample, where dimension `dim` is the one that vmap runs along."""
-    shape = list(tensor.shape)
-    if dim is not None:
-        del shape[dim]
-    return shape
-
-
-def batch_first(
-    tensor: Tensor, dim: int | None, own: int, rank: int, size: int | None = None
-) -> Tensor:
-    """`tensor` with the vmapped dimension first, then `rank` batch dimensions, then its `own`.
-
-    Without the dimension it is left as it is, for broadcasting to repeat it; with `size` it is
-    expanded, which an operand must be where each sample has a gradient of its own.
-    """
-    if dim is not None:
-        tensor = tensor.movedim(dim, 0)
-    elif size is not None:
-        tensor = tensor.expand(size, *tensor.shape)
-    else:
-        return tensor
-    for _ in range(rank - (tensor.dim() - 1 - own)):
-        tensor = tensor.unsqueeze(1)
-    return tensor
-
-
-def sample_shapes(
-    grads: Sequence[Tensor | None], size: int, *shapes: Sequence[int]
-) -> tuple[Grads, tuple[int | None, ...]]:
-    """What a vmap rule of a backward op returns: each gradient with the shape of its samples."""
-    outputs = tuple(
-        None if grad is None else grad.reshape(size, *shape)
-        for grad, shape in zip(grads, shapes, strict=True)
-    )
-    return outputs, tuple(None if grad is None else 0 for grad in grads)
-
-
-_VMAP_LEVELS = 64
-
-
-def legacy_vmap(rule: Callable[..., Any], *args: Any) -> Any:
-    """`rule` for a call under the vmap behind `torch.autograd.grad(is_grads_batched=True)`.
-
-    That is torch's first vmap, which autograd keeps for batches of gradients.
-    """
-    # Asking for the level means entering the next one.
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
-    # The level is the thread's, and the backward pass of a GPU has a thread of its own, where it is
-    # 0: then all that torch has.
-    for current in range(level or _VMAP_LEVELS, 0, -1):
-        operands: list[Any] = []
-        in_dims: list[int | None] = []
-        size = 0
-        for arg in args:
-            # Comes back with the batch in dimension 0, expanded to size 0 if it had none.
-            is_one = isinstance(arg, Tensor) and is_batched(arg)
-            moved = torch._remove_batch_dim(arg, current, 0, 0) if is_one else None
-            batched = moved is not None and moved.shape[0] > 0
-            operands.append(moved if batched else arg)
-            in_dims.append(0 if batched else None)
-            size = moved.shape[0] if moved is not None and batched else size
-        if size == 0:
-            continue
-        outputs, out_dims = rule(Batch(size), tuple(in_dims), *operands)
-        if isinstance(outputs, Tensor):
-            return torch._add_batch_dim(outputs, out_dims, current)
-        return tuple(
-            out if out is None or dim is None else torch._add_batch_dim(out, dim, current)
-            for out, dim in zip(outputs, out_dims, strict=True)
-        )
-    raise RuntimeError("matcalc_ext: batched tensors outside of the vmap that made them")
-
-
-def any_batched(grads: Grads) -> bool:
-    """Whether a call under the vmap of `legacy_vmap` brought these."""
-    return any(grad is not None and is_batched(grad) for grad in grads)
-
-
-# --------------------------------------------------------------------------------------------
 # Autocast
 
 
@@ -293,190 +200,3 @@ def autocast(tensor: Any) -> Any:
     if not torch.is_autocast_enabled(device_type):
         return tensor
     return tensor.to(torch.get_autocast_dtype(device_type))
-
-
-# --------------------------------------------------------------------------------------------
-# Errors
-
-
-def symbolic(*arguments: Any) -> bool:
-    """Whether torch.fx traces a program: its graph holds the dispatcher op.
-
-    It calls with objects that are no tensors, so that asking can wait until something has failed.
-    """
-    return any(isinstance(argument, torch.fx.Proxy) for argument in arguments)
-
-
-DEVICES = ("cpu", "meta", *(["cuda"] if _ops._C.build_info()["cuda"] else []))
-
-
-def refuse(op: str, **arguments: Any) -> None:
-    """Raises what the kernels cannot say about arguments they never see, if that is what failed.
-
-    From here, in the place of the error that is being handled. (Were it returned to be raised, the
-    frame that held it would stay, with all operands, until the garbage collector found the cycle.)
-    """
-    for name, value in arguments.items():
-        if value is None and name == "bias":
-            continue
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"{op}: {name} is a {type(value).__name__}, expected a torch.Tensor"
-            ) from None
-        kind = not_dense(value)
-        if kind is not None:
-            raise RuntimeError(
-                f"{op}: {name} is a {kind} tensor, expected a dense tensor (torch.strided)"
-            ) from None
-    tensors = {name: value for name, value in arguments.items() if value is not None}
-    first_name, first = next(iter(tensors.items()))
-    for name, tensor in tensors.items():
-        if tensor.device != first.device:
-            raise RuntimeError(
-                f"{op}: {first_name} is on {first.device} and {name} is on {tensor.device}, "
-                "expected one device for all operands"
-            ) from None
-    if first.device.type not in DEVICES:
-        has = "the CPU and for CUDA" if "cuda" in DEVICES else "the CPU"
-        raise RuntimeError(
-            f"{op}: {first_name} is on {first.device}, but this build of matcalc_ext has kernels "
-            f"for {has} only: move the operands with .cpu()"
-        ) from None
-
-
-def not_dense(tensor: Tensor) -> str | None:
-    """What kind of tensor it is, of those that the kernels do not read, or None."""
-    if tensor.is_nested:
-        return "nested"
-    if tensor.is_quantized:
-        return "quantized"
-    if tensor.layout == torch.strided:
-        return None
-    name = str(tensor.layout).removeprefix("torch.")
-    return "MKL-DNN" if name == "_mkldnn" else name.replace("_", " ")
-
-
-# --------------------------------------------------------------------------------------------
-# Kernels for direct calls of torch.ops.matcalc_ext.*
-
-_library = torch.library.Library("matcalc_ext", "IMPL")
-_AUTOCAST_KEYS = ("AutocastCPU", "AutocastCUDA")
-_AUTOCAST_SET = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
-    torch._C.DispatchKey.AutocastCUDA
-)
-_REFUSED_KEYS = (
-    *("SparseCPU", "SparseCsrCPU", "QuantizedCPU", "MkldnnCPU", "NestedTensorCPU"),
-    *("SparseCUDA", "SparseCsrCUDA", "QuantizedCUDA", "NestedTensorCUDA"),
-    *("SparseMeta", "SparseCsrMeta", "NestedTensorMeta"),
-)
-
-
-def register(
-    name: str,
-    function: type[Function],
-    route: Callable[..., Any],
-    apply: Callable[..., Any],
-    *,
-    casts: bool = False,
-) -> None:
-    """Brings direct calls of the dispatcher op `name` to `route`, which applies `function`.
-
-    `apply` is its `fast_apply`. `casts`: whether autocast lowers its arguments, which it does for
-    the forward ops.
-    """
-    overload = getattr(torch.ops.matcalc_ext, name).default
-    inner = _ops.entry(name)
-    schema = overload._schema
-
-    def arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
-        """All arguments in the schema's order; the dispatcher leaves defaults out."""
-        for i, argument in enumerate(schema.arguments):
-            if i < len(args):
-                yield args[i]
-            else:
-                yield kwargs.get(argument.name, argument.default_value)
-
-    def autograd_kernel(*args: Any, **kwargs: Any) -> Any:
-        if not grad_enabled() and forward_ad._current_level < 0:
-            return inner(*args, **kwargs)
-        return apply(*arguments(args, kwargs))
-
-    def transform_kernel(*args: Any, **kwargs: Any) -> Any:
-        if casts and autocast_active():
-            args = tuple(autocast(arg) for arg in args)
-        return route(*arguments(args, kwargs))
-
-    def autocast_kernel(*args: Any, **kwargs: Any) -> Any:
-        args = tuple(autocast(arg) for arg in args)  # autocast looks whether the key is excluded
-        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_SET):
-            return overload(*args, **kwargs)
-
-    def batched_kernel(*args: Any, **kwargs: Any) -> Any:
-        return legacy_vmap(function.vmap, *arguments(args, kwargs))
-
-    def refusing_kernel(*args: Any, **kwargs: Any) -> Any:
-        names = (argument.name for argument in schema.arguments)
-        named = zip(names, arguments(args, kwargs), strict=True)
-        tensors = {n: value for n, value in named if isinstance(value, Tensor)}
-        refuse(name, **tensors)
-        raise RuntimeError(f"{name}: expected dense tensors")
-
-    _library.impl(name, autograd_kernel, "Autograd")
-    _library.impl(name, transform_kernel, "FuncTorchDynamicLayerFrontMode")
-    for each in (name, f"_{name}"):
-        _library.impl(each, batched_kernel, "Batched")
-        for key in _REFUSED_KEYS:
-            _library.impl(each, refusing_kernel, key)
-    if casts:
-        for key in _AUTOCAST_KEYS:
-            _library.impl(name, autocast_kernel, key)
-
-
-def backward_route(name: str, function: type[Function]) -> Callable[..., Grads]:
-    """What applies `function`, the backward op `name`, by the cheapest way that is right here.
-
-    Direct calls of the op come to it too.
-    """
-    inner, apply = _ops.entry(name), fast_apply(function)
-
-    def route(*args: Any) -> Grads:
-        if dynamo_tracing():
-            return getattr(torch.ops.matcalc_ext, name)(*args)  # type: ignore[no-any-return]
-        if transforms_active():
-            return function.apply(*args)  # type: ignore[no-any-return]
-        if forward_ad._current_level >= 0 or grad_enabled():
-            args = tuple(unwrap(arg) if isinstance(arg, Tensor) else arg for arg in args)
-            grads: Grads = apply(*args)
-            if any_batched(grads):
-                return legacy_vmap(function.vmap, *args)  # type: ignore[no-any-return]
-            return grads
-        return inner(*args)  # type: ignore[no-any-return]
-
-    register(name, function, route, apply)
-    return route
-
-
-# Inside a Function there is nothing left to differentiate: the dispatcher goes straight on.
-for _name in _ops.NAMES:
-    _library.impl(f"_{_name}", torch.library.fallthrough_kernel, "Autograd")
-
-# --------------------------------------------------------------------------------------------
-# Graphs that make_fx records, and torch.export where it takes a program apart
-
-
-def _record(name: str) -> None:
-    """Has such a graph hold the op that has derivatives, for it may be differentiated again."""
-    differentiable = getattr(torch.ops.matcalc_ext, name).default
-
-    def rule(mode: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not _may_be_differentiated_again():
-            return mode.__torch_dispatch__(func, types, args, kwargs or {})
-        with mode:
-            return differentiable(*args, **(kwargs or {}))
-
-    torch.library.register_torch_dispatch(f"matcalc_ext::_{name}", ProxyTorchDispatchMode, rule)
-
-
-for _name in _ops.NAMES:
-    if hasattr(torch.ops.matcalc_ext, _name):
-        _record(_name)

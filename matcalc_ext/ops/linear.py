@@ -8,32 +8,28 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from .. import _ops
+from ._dispatch import backward_route, register
+from ._errors import refuse, symbolic
 from ._function import (
     Grads,
     add,
     autocast,
     autocast_active,
-    backward_route,
-    batch_first,
     by_formulas,
     compiling,
     fast_apply,
     forward_rule,
     grad_enabled,
     is_batched,
-    legacy_vmap,
-    logical_shape,
     needed,
-    refuse,
-    register,
     save,
-    symbolic,
     tangents,
     tracing,
     transforms_active,
     unread,
     unwrap,
 )
+from ._vmap import batch_first, legacy_vmap, logical_shape
 from .matmul import Matmul, MatmulBackward
 
 _forward = _ops.entry("linear")
