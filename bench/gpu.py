@@ -152,7 +152,7 @@ def nn_bilinear() -> Iterator[Plan]:
     """The layer: arithmetic, and what the peers keep in memory."""
     for dtype in (F32, BF16):
         for b, i, j, o in ((256, 256, 256, 64), (1024, 128, 128, 128), (4096, 128, 128, 64)):
-            for kind, out, count in ((FORWARD, None, 1), (STEP, (b, o), 4)):
+            for kind, out, count in ((FORWARD, None, 1), (STEP, (b, o), 3)):
                 yield Plan(
                     f"nn bilinear {name_of(dtype)}", f"{b} rows, {i} x {j} -> {o}, {kind}",
                     ((b, i), (b, j), (o, i, j), (o,)), dtype, NN_BILINEAR, ex.NN_BILINEAR, out,

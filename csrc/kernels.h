@@ -64,7 +64,8 @@ struct DimList {
 };
 
 // ---------------------------------------------------------------------------------------------
-// Contraction: C = bias + scale * sum over k of (A * S) B, with every index made of any number of dimensions.
+// Contraction: C = bias + scale * sum over k of (A * S) B, with every index made of any number of
+// dimensions.
 //
 //   C[batch, m, n] = bias[n] + scale * sum_k  A[batch, m, k] * S[batch, m, k] * B[batch, k, n]
 //

@@ -41,7 +41,6 @@ pybind11::dict build_info() {
   pybind11::dict info;
   info["version"] = MATCALC_VERSION;
   info["compiler"] = compiler_name();
-  info["cxx_standard"] = static_cast<int64_t>(__cplusplus);
   // 0xMMmm00... : major and minor are the two highest bytes.
   info["torch_target"] = std::to_string(TORCH_TARGET_VERSION >> 56) + "." +
                          std::to_string((TORCH_TARGET_VERSION >> 48) & 0xff);
@@ -83,7 +82,7 @@ bool tf32_allowed() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Importing this module registers torch.ops.matcalc_ext.";
   m.def("build_info", &matcalc::build_info,
-        "How this module was built: version, compiler, cxx_standard, torch_target, cuda.");
+        "How this module was built: version, compiler, torch_target, cuda.");
   m.def("cpu_isas", &matcalc::supported_isas,
         "Instruction sets this build and CPU have kernels for, from slowest to fastest.");
   m.def(

@@ -1,5 +1,5 @@
 // What the drivers of every device do with lists of dimensions: from positions to offsets in an
-// operand, and the transposed product.
+// operand, and the transposed product; how many parts of a size make a whole.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +9,9 @@
 #include "kernels.h"
 
 namespace matcalc {
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t step) { return ceil_div(a, step) * step; }
 
 // The last dimension; one of a single position where there is none.
 template <class D>

@@ -3,7 +3,6 @@ from typing import TypedDict
 class BuildInfo(TypedDict):
     version: str
     compiler: str
-    cxx_standard: int
     torch_target: str
     cuda: bool
 

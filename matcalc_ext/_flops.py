@@ -18,12 +18,8 @@ Shape = _ops.Shape
 
 def _counts(name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Registers the decorated function, which takes shapes in the place of tensors."""
-    packets = [
-        getattr(torch.ops.matcalc_ext, full)
-        for full in (name, f"_{name}")
-        if hasattr(torch.ops.matcalc_ext, full)  # some are there below autograd only
-    ]
-    return register_flop_formula(packets)
+    names = _ops.registered(name)
+    return register_flop_formula([getattr(torch.ops.matcalc_ext, full) for full in names])
 
 
 @_counts("matmul")

@@ -237,14 +237,18 @@ def nn_bilinear_shape(
 NAMES: list[str] = []  # of all ops, without the "_"
 
 
+def registered(name: str) -> list[str]:
+    """The names that the op has: with a "_" below autograd, and without; some have the first only."""
+    return [full for full in (name, f"_{name}") if hasattr(torch.ops.matcalc_ext, full)]
+
+
 def _fake(name: str) -> Callable[[Callable[..., Any]], None]:
     """Registers the decorated function for the op under each of its names."""
 
     def register(kernel: Callable[..., Any]) -> None:
         NAMES.append(name)
-        for full in (name, f"_{name}"):
-            if hasattr(torch.ops.matcalc_ext, full):  # some are there below autograd only
-                torch.library.register_fake(f"matcalc_ext::{full}", kernel)
+        for full in registered(name):
+            torch.library.register_fake(f"matcalc_ext::{full}", kernel)
 
     return register
 

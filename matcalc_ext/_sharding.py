@@ -512,11 +512,10 @@ def _register() -> None:
     from torch.distributed.tensor import DTensor  # noqa: PLC0415 (0.6 s)
 
     for name, equation in EQUATIONS.items():
-        for full in (name, f"_{name}"):
-            if hasattr(torch.ops.matcalc_ext, full):  # some are there below autograd only
-                torch.library.register_torch_dispatch(
-                    f"matcalc_ext::{full}", DTensor, _call_sharded(equation)
-                )
+        for full in _ops.registered(name):
+            torch.library.register_torch_dispatch(
+                f"matcalc_ext::{full}", DTensor, _call_sharded(equation)
+            )
 
 
 _TENSOR = "torch.distributed.tensor"

@@ -92,7 +92,7 @@ OPS = (
         ((3,), (3, 3)),
     ),
     Op(
-        "nn.bilinear",
+        "nn_bilinear",
         nn_bilinear,
         lambda x1, x2, W, b: torch.einsum("...i,oij,...j->...o", x1, W, x2) + b,
         ((2, 5, 19), (2, 5, 33), (7, 19, 33), (7,)),

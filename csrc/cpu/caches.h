@@ -10,7 +10,7 @@
 namespace matcalc::cpu {
 
 struct Caches {
-  int64_t l1_bytes = 32 << 10, l1_ways = 8;  // of data; a core's own
+  int64_t l1_ways = 8;  // of data; a core's own
   int64_t l2_bytes = 1 << 20;
 };
 
@@ -21,11 +21,10 @@ constexpr int64_t kCollidingLines = 4096;
 inline const Caches& caches() {
   static const Caches known = [] {
     Caches found;
-#if defined(_SC_LEVEL1_DCACHE_SIZE)
+#if defined(_SC_LEVEL1_DCACHE_ASSOC)
     const auto ask = [](int name, int64_t& fact) {
       if (const long value = sysconf(name); value > 0) fact = value;
     };
-    ask(_SC_LEVEL1_DCACHE_SIZE, found.l1_bytes);
     ask(_SC_LEVEL1_DCACHE_ASSOC, found.l1_ways);
     ask(_SC_LEVEL2_CACHE_SIZE, found.l2_bytes);
 #endif

@@ -22,9 +22,6 @@
 namespace matcalc::cpu {
 namespace {
 
-// Below this many elements of A (128 KiB of floats: some microseconds) waking a thread costs more
-// than it saves.
-constexpr int64_t kGrain = 32768;
 // A block: enough work for a thread, few enough that adding their partial sums costs little, no
 // wider than the part of x and q that stays in L2 while its rows stream through.
 constexpr int64_t kBlockElements = 65536;
@@ -42,8 +39,6 @@ constexpr int64_t kMaxParts = 1 << 20;
 // So many items that have one matrix meet a block of it before the next block is read, if their
 // partial sums are no more numbers than these in all.
 constexpr int64_t kTogether = 8;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The operands of one item.
 struct Item {

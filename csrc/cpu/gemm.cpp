@@ -101,8 +101,6 @@ typename GemmKernels<T, P>::Tile tile_of(const GemmKernels<T, P>& kernels, const
   return op.conj_b ? kernels.tile_conj_b : kernels.tile;
 }
 
-int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-
 }  // namespace
 
 template <class T, class P>

@@ -58,8 +58,6 @@ constexpr double kStart = 256;
 // A product of fewer columns than this part of a tile is computed transposed.
 constexpr int64_t kNarrow = 4;
 
-int64_t round_up(int64_t size, int64_t step) { return (size + step - 1) / step * step; }
-
 template <class T>
 class IntegerProduct {
  public:

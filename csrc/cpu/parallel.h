@@ -15,6 +15,8 @@ namespace matcalc::cpu {
 
 // Multiply-adds below which the thread pool costs more than it gives (a few microseconds).
 constexpr int64_t kInlineWork = 64 * 1024;
+// The same in elements of a matrix that is read once (128 KiB of floats).
+constexpr int64_t kGrain = 32768;
 
 inline int num_threads() {
   uint32_t count = 1;

@@ -47,9 +47,6 @@ constexpr int64_t kMaxCollidingSums = 8;
 // Of any matrix, and of one that is far.
 constexpr int64_t kMaxNear = std::max(kMaxDots, kMaxCollidingSums);
 constexpr int64_t kMaxVectors = std::max({kMaxNear, kMaxFarSums, kMaxFarComplexSums});
-// Below this many elements of the matrix (128 KiB of floats: some microseconds) waking a thread
-// costs more than it saves.
-constexpr int64_t kGrain = 32768;
 // Depth of a block. Dots: long enough for a thread, whose sums along a register are short anyway.
 // Sums of rows: short, for the sake of their rounding, as each adds one after the other.
 constexpr int64_t kDotDepth = 16384;
@@ -65,8 +62,6 @@ constexpr int64_t kDotRun = 256;
 // Columns at a time where their elements come from as many rows: each line that is read is used up
 // before others take its place in the cache, also where they all belong to one set of it.
 constexpr int64_t kAcross = 16;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The operands of one item.
 struct Item {

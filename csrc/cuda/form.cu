@@ -24,9 +24,6 @@ constexpr int64_t kFewTiles = 256, kManyTiles = 1024;
 // Parts of a sum that a thread of the second stage adds: as many loads are on their way at a time.
 constexpr int64_t kSliceParts = 8;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t multiple) { return ceil_div(a, multiple) * multiple; }
-
 // Lanes along a row: 8 or 16, so that a warp has several rows, or whole warps.
 int64_t width_of(int64_t threads) {
   return threads <= 8 ? 8 : threads <= 16 ? 16 : round_up(threads, 32);

@@ -79,7 +79,7 @@ int64_t splits_for(const Gemv& gemv, int64_t threads, int64_t units, int64_t tea
                    int64_t positions, int64_t least) {
   const int64_t most = gemv.k_runs > 1 ? gemv.k_runs : kMaxSplits;
   return std::max<int64_t>(
-      1, std::min({divide_up(threads, units * team), positions / least, most, kMaxSplits}));
+      1, std::min({ceil_div(threads, units * team), positions / least, most, kMaxSplits}));
 }
 
 template <class T>
@@ -93,18 +93,18 @@ GemvPlan plan_rows(const Gemv& gemv, int64_t processors) {
       gemv.vector != nullptr && gemv.step_vector == 1 &&
       takes_runs(gemv.vector, gemv.dtype_vector, kPack, {&gemv.batch_vector, &gemv.runs_vector});
   const int64_t pack = plan.packs ? kPack : 1;
-  const int64_t runs = divide_up(gemv.k_run, pack);  // of a line's stretch
-  const int64_t fours = gemv.items * divide_up(gemv.lines, 4);
+  const int64_t runs = ceil_div(gemv.k_run, pack);  // of a line's stretch
+  const int64_t fours = gemv.items * ceil_div(gemv.lines, 4);
   const bool long_vector = gemv.vector != nullptr &&
                            gemv.k_runs * gemv.k_run * dtype_size(gemv.dtype_vector) > kVectorInL1;
-  plan.team = lanes_for(divide_up(runs, 2), 1, 32);
+  plan.team = lanes_for(ceil_div(runs, 2), 1, 32);
   plan.rows = 1;
   if ((gemv.lines >= kManyLines || gemv.lines % 4 == 0) &&
       (long_vector || fours * plan.team >= kBusyThreadsOfFour * processors)) {
     plan.rows = 4;
   }
   const int64_t busy = (plan.rows == 4 ? kBusyThreadsOfFour : kBusyThreads) * processors;
-  plan.groups = divide_up(gemv.lines, plan.rows);
+  plan.groups = ceil_div(gemv.lines, plan.rows);
   plan.splits = 1;
   const int64_t units = gemv.items * plan.groups;
   if (units * plan.team < busy) {
@@ -115,7 +115,7 @@ GemvPlan plan_rows(const Gemv& gemv, int64_t processors) {
                              int64_t{plan.team} * (plan.rows == 4 ? 4 : 8));
   }
   plan.depth =
-      gemv.k_runs > 1 ? divide_up(gemv.k_runs, plan.splits) : divide_up(runs, plan.splits) * pack;
+      gemv.k_runs > 1 ? ceil_div(gemv.k_runs, plan.splits) : ceil_div(runs, plan.splits) * pack;
   return plan;
 }
 
@@ -128,16 +128,16 @@ GemvPlan plan_columns(const Gemv& gemv, int64_t processors) {
   plan.packs =
       gemv.line_matrix.step() == 1 && gemv.lines % kPack == 0 && gemv.step_matrix % kPack == 0 &&
       takes_runs(gemv.matrix, gemv.dtype_matrix, kPack, {&gemv.batch_matrix, &gemv.runs_matrix});
-  const int64_t runs = divide_up(gemv.lines, plan.packs ? kPack : 1);
+  const int64_t runs = ceil_div(gemv.lines, plan.packs ? kPack : 1);
   // Narrower teams need no second stage, as long as a team still reads 128 bytes side by side.
   const auto fills = [&](int64_t across) {
-    return gemv.items * divide_up(runs, across) * 2 >= 3 * processors;  // blocks
+    return gemv.items * ceil_div(runs, across) * 2 >= 3 * processors;  // blocks
   };
   plan.across = lanes_for(runs, 1, 32);
   int narrow = plan.across;
   while (narrow > 8 && !fills(narrow)) narrow /= 2;
   if (fills(narrow)) plan.across = narrow;
-  plan.groups = divide_up(runs, plan.across);
+  plan.groups = ceil_div(runs, plan.across);
   const int64_t units = gemv.items * plan.groups;
   const int64_t warp_depth = 32 / plan.across;
   const bool warps =
@@ -149,7 +149,7 @@ GemvPlan plan_columns(const Gemv& gemv, int64_t processors) {
     plan.splits = splits_for(gemv, kColumnBlocks * kLevel2Threads * processors, units, plan.team,
                              gemv.k_runs * gemv.k_run, plan.team / plan.across * kColumnUnroll * 2);
   }
-  plan.depth = divide_up(gemv.k_runs > 1 ? gemv.k_runs : gemv.k_run, plan.splits);
+  plan.depth = ceil_div(gemv.k_runs > 1 ? gemv.k_runs : gemv.k_run, plan.splits);
   return plan;
 }
 
@@ -158,7 +158,7 @@ void launch_columns(const char* name, const Gemv& gemv, const GemvPlan& plan,
                     const Device& device) {
   const int64_t teams = kLevel2Threads / plan.team;
   const size_t shared = teams > 1 ? 0 : kLevel2Warps * 32 * kPack * sizeof(Accumulator<T>);
-  launch(name, gemv_columns_kernel<T, kPack>, divide_up(plan.units, teams), kLevel2Threads, shared,
+  launch(name, gemv_columns_kernel<T, kPack>, ceil_div(plan.units, teams), kLevel2Threads, shared,
          device, gemv, plan);
 }
 
@@ -166,7 +166,7 @@ template <class T, class X, int kPack, int kRows>
 void launch_rows(const char* name, const Gemv& gemv, const GemvPlan& plan, const Device& device) {
   const int64_t teams = kLevel2Threads / plan.team;
   const size_t shared = teams > 1 ? 0 : kLevel2Warps * kRows * sizeof(Accumulator<T>);
-  launch(name, gemv_rows_kernel<T, X, kPack, kRows>, divide_up(plan.units, teams), kLevel2Threads,
+  launch(name, gemv_rows_kernel<T, X, kPack, kRows>, ceil_div(plan.units, teams), kLevel2Threads,
          shared, device, gemv, plan);
 }
 
@@ -227,7 +227,7 @@ void run_as(const Gemv& gemv, const Device& device, Workspace& workspace, bool m
   const int64_t whole = gemv.k_runs > 1 ? gemv.k_runs : gemv.k_run;
   if (!may_split) plan.depth = whole;
   if (gemv.k_runs == 1) plan.depth = std::min(plan.depth, kMaxStretch);
-  plan.splits = divide_up(whole, plan.depth);
+  plan.splits = ceil_div(whole, plan.depth);
   plan.units = plan.groups * gemv.items * plan.splits;
   Gemv first = gemv;
   if (plan.splits > 1) {

@@ -121,8 +121,6 @@ inline Offsets stretches_of(Offsets offsets, int64_t positions) {
   return offsets;
 }
 
-constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // The smallest power of two that is at least `count`, within [least, most].
 constexpr int lanes_for(int64_t count, int least, int most) {
   int lanes = least;

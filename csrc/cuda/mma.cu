@@ -39,8 +39,6 @@ bool choose_numbers(const Gemm& gemm, const Limits& limits, Dtype& numbers) {
   return true;
 }
 
-int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-
 // Whether the smallest tiles are full enough. The tensor cores do 8 times (16-bit numbers), 4 times
 // (TF32) or twice (float64) what the ordinary units do, at the least; where less than that part of
 // a tile is inside the product, tiles of the ordinary units that fit it are faster. Products of

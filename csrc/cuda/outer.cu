@@ -244,11 +244,11 @@ bool make_outer(const Gemm& gemm, Outer& outer) {
 template <class T, int kPack>
 void start(const char* name, const Outer& outer, const Device& device) {
   OuterPlan plan;
-  const int64_t packs = divide_up(outer.cols, kPack);
+  const int64_t packs = ceil_div(outer.cols, kPack);
   plan.across = lanes_for(packs, 1, 32);
   plan.lines = outer.items * outer.rows * outer.stretches;
-  plan.chunks = divide_up(packs, static_cast<int64_t>(plan.across) * kAcross<T>);
-  plan.blocks = plan.chunks * divide_up(plan.lines, kLevel2Threads / plan.across);
+  plan.chunks = ceil_div(packs, static_cast<int64_t>(plan.across) * kAcross<T>);
+  plan.blocks = plan.chunks * ceil_div(plan.lines, kLevel2Threads / plan.across);
   launch(name, outer_kernel<T, kPack>, std::min(plan.blocks, kMaxGrid), kLevel2Threads, 0, device,
          outer, plan);
 }

@@ -36,8 +36,6 @@ constexpr int64_t kMaxPartialBytes = int64_t{64} << 20;
 // Blocks per multiprocessor, beyond which a block takes several tiles.
 constexpr int64_t kMaxBlocks = 64;
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 struct Choice {
   SimtPlan plan;
   double cost;  // multiply-adds of one multiprocessor in the same time

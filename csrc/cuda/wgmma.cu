@@ -20,8 +20,6 @@ constexpr int64_t kLargeCost = 8, kSmallCost = 5;
 // more than what writing and adding the partial sums costs, a launch among it.
 constexpr int64_t kMinSplitStages = 16;
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % kAlignment == 0; }
 
 // A stride as a tensor map can have it.
