@@ -7,6 +7,7 @@ from reference import (
     check_value,
     conjugated,
     draw,
+    linear,
     matmul,
     offset,
     sliced,
@@ -39,6 +40,17 @@ def test_layouts(isa, shape, dtype):
     for left in (a, transposed(a), sliced(a), offset(a), conjugated(a)):
         for right in (b, transposed(b), sliced(b), offset(b), conjugated(b)):
             check_value(matmul, left, right)
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize("depth", (1, 4, 17))
+def test_bias(isa, depth, dtype):
+    """Contiguous, which the kernel adds, or with a step, which it leaves to another path."""
+    for rows in ROWS:
+        for cols in COLS:
+            x, weight, bias = arguments(((rows, depth), (cols, depth), (cols,)), dtype)
+            check_value(linear, x, weight, bias)
+            check_value(linear, x.expand(3, rows, depth), weight, sliced(bias))
 
 
 @EACH_DTYPE

@@ -50,10 +50,10 @@ const Limits& limits(Dtype dtype) {
 }
 
 bool is_small(const Contraction& op) {
-  const bool plain = op.s == nullptr && op.bias == nullptr && op.fold == Fold::kNone &&
-                     op.scale == 1 && op.dtype_a == op.dtype && op.dtype_b == op.dtype &&
-                     op.dtype_c == op.dtype;
-  if (!plain || op.k.count != 1 || op.m.count > 1 || op.n.count > 1) return false;
+  const bool plain = op.s == nullptr && op.fold == Fold::kNone && op.scale == 1 &&
+                     op.dtype_a == op.dtype && op.dtype_b == op.dtype && op.dtype_c == op.dtype;
+  const bool read = op.bias == nullptr || op.bias_stride == 1 || op.n.numel() == 1;  // the bias
+  if (!plain || !read || op.k.count != 1 || op.m.count > 1 || op.n.count > 1) return false;
   const Limits& most = limits(op.dtype);
   const int64_t rows = op.m.numel(), cols = op.n.numel(), depth = op.k[0].size;
   if (cols > (rows <= kFew ? kUnderNine : most.cols)) return false;
@@ -88,6 +88,7 @@ void run(const Contraction& op) {
   p.b_row = op.k[0].b;
   p.b_col = op.n.count == 0 ? 1 : op.n[0].b;
   p.c_row = step_of(op.m, &Dim::c);
+  p.bias = op.bias;
   p.conj_a = op.conj_a;
   p.conj_b = op.conj_b;
   const Dim inner = innermost(op.batch);

@@ -52,6 +52,7 @@ struct SmallProducts {
   void* c;
   int64_t a_row, a_col, b_row, b_col, c_row;
   int64_t a_step, b_step, c_step;
+  const void* bias;  // [cols], or nullptr
   bool conj_a, conj_b;
 };
 constexpr int64_t kSmallDepth = 32;  // the largest depth of a small product
