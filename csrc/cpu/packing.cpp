@@ -72,7 +72,7 @@ void Packing<T, P>::load_depth(PackOffsets& offsets, int64_t k0, int64_t k1) con
 template <class T, class P>
 void Packing<T, P>::pack_b(const PackOffsets& offsets, const char* b, int64_t j0, int64_t cols,
                            P* packed) const {
-  const int64_t nr = kernels_.nr;
+  const int64_t nr = kernels_.nr, panel_depth = kernels_.packed_depth(offsets.depth);
   PackSource source{};
   source.src = b;
   source.k_step = steps_.k_b;
@@ -88,14 +88,14 @@ void Packing<T, P>::pack_b(const PackOffsets& offsets, const char* b, int64_t j0
   for (int64_t k = 0; k < offsets.depth; k += chunk) {
     const int64_t depth = std::min(chunk, offsets.depth - k);
     source.k_offset = offsets.k_b + k;
+    P* const first = packed + kernels_.packed_depth(k) * nr;
     for (int64_t j = 0; j < cols; j += nr) {
       const int64_t width = std::min(nr, cols - j);
       source.w_offset = offsets.n_b + j0 + j;
       source.w_offset2 = offsets.n_b2 + j0 + j;
       source.w_index = offsets.n_index + j0 + j;
-      P* panel = packed + j * kernels_.packed_depth(offsets.depth) + kernels_.packed_depth(k) * nr;
-      pack_runs(kernels_.pack_cols, offsets.k0, op_.dtype_b, &Dim::b, panel, nr, width, depth,
-                source);
+      pack_runs(kernels_.pack_cols, offsets.k0, op_.dtype_b, &Dim::b, first + j * panel_depth, nr,
+                width, depth, source);
     }
   }
 }
@@ -133,15 +133,14 @@ void Packing<T, P>::pack_a(PackOffsets& offsets, const char* a, const char* s, i
 // Panels whose rows share lines of memory, so many steps of the depth at a time.
 template <class T, class P>
 void Packing<T, P>::pack_panels(const PackOffsets& offsets, const char* a, int64_t rows,
-                                PackSource source, P* packed) const {
+                                const PackSource& all, P* packed) const {
   const int64_t mr = kernels_.mr;
   if (rows <= mr) {
     pack_runs(kernels_.pack_rows, offsets.k0, op_.dtype_a, &Dim::a, packed, mr, rows, offsets.depth,
-              source);
+              all);
     return;
   }
-  const int64_t* w_offset = source.w_offset;
-  const int64_t* scale_w_offset = source.scale_w_offset;
+  PackSource source = all;
   const int64_t steps = std::max<int64_t>(kSharedLines, kernels_.kPair * kernels_.depth_step);
   for (int64_t k = 0; k < offsets.depth; k += steps) {
     const int64_t depth = std::min(steps, offsets.depth - k);
@@ -149,14 +148,14 @@ void Packing<T, P>::pack_panels(const PackOffsets& offsets, const char* a, int64
     source.k_offset = offsets.k_a + k;
     if (op_.s != nullptr) source.scale_k_offset = offsets.k_s + k;
     // The lines of the next panels, which no hardware fetches early.
-    const char* next = a + (w_offset[0] + rows) * size_a_;
+    const char* next = a + (all.w_offset[0] + rows) * size_a_;
     for (int64_t i = k; i < k + depth; ++i) {
       __builtin_prefetch(next + offsets.k_a[i] * size_a_, 0, 2);
     }
     for (int64_t row = 0; row < rows; row += mr) {
       const int64_t width = std::min(mr, rows - row);
-      source.w_offset = w_offset + row;
-      source.scale_w_offset = scale_w_offset + row;
+      source.w_offset = all.w_offset + row;
+      source.scale_w_offset = all.scale_w_offset + row;
       kernels_.pack_rows(op_.dtype_a, dst, mr, width, depth, source);
       dst += mr * kernels_.packed_depth(offsets.depth);
     }
@@ -168,22 +167,21 @@ void Packing<T, P>::pack_panels(const PackOffsets& offsets, const char* a, int64
 template <class T, class P>
 void Packing<T, P>::pack_runs(typename GemmKernels<T, P>::Pack pack, int64_t k0, Dtype dtype,
                               int64_t Dim::* stride, P* dst, int64_t panel, int64_t width,
-                              int64_t depth, PackSource source) const {
+                              int64_t depth, const PackSource& all) const {
   const bool uniform =
-      source.k_step != kNoStep && (source.scale == nullptr || source.scale_k_step != kNoStep);
-  if (uniform || op_.k.count < 2 || source.fold != Fold::kNone) {
-    pack(dtype, dst, panel, width, depth, source);
+      all.k_step != kNoStep && (all.scale == nullptr || all.scale_k_step != kNoStep);
+  if (uniform || op_.k.count < 2 || all.fold != Fold::kNone) {
+    pack(dtype, dst, panel, width, depth, all);  // no copy of it: short panels would wait for it
     return;
   }
+  PackSource source = all;
   const Dim& inner = op_.k[op_.k.count - 1];
-  const int64_t* k_offset = source.k_offset;
-  const int64_t* scale_k_offset = source.scale_k_offset;
   for (int64_t k = 0; k < depth;) {
     const int64_t run = std::min(depth - k, inner.size - (k0 + k) % inner.size);
-    source.k_offset = k_offset + k;
+    source.k_offset = all.k_offset + k;
     source.k_step = inner.*stride;
     if (source.scale != nullptr) {
-      source.scale_k_offset = scale_k_offset + k;
+      source.scale_k_offset = all.scale_k_offset + k;
       source.scale_k_step = inner.s;
     }
     pack(dtype, dst + kernels_.packed_depth(k) * panel, panel, width, run, source);

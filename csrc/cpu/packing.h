@@ -50,11 +50,11 @@ class Packing {
 
  private:
   using Dim = ContractionDim;
-  void pack_panels(const PackOffsets& offsets, const char* a, int64_t rows, PackSource source,
+  void pack_panels(const PackOffsets& offsets, const char* a, int64_t rows, const PackSource& all,
                    P* packed) const;
   void pack_runs(typename GemmKernels<T, P>::Pack pack, int64_t k0, Dtype dtype,
                  int64_t Dim::* stride, P* dst, int64_t panel, int64_t width, int64_t depth,
-                 PackSource source) const;
+                 const PackSource& all) const;
 
   const Contraction& op_;
   const GemmKernels<T, P>& kernels_;

@@ -184,6 +184,41 @@ inline void interleave(Vec<double> a, Vec<double> b, Vec<double>& low, Vec<doubl
   low = {_mm256_permute2f128_pd(even, odd, 0x20)};
   high = {_mm256_permute2f128_pd(even, odd, 0x31)};
 }
+// load_transposed() of gemm_kernels.inc for as many rows as a register has numbers: halves come
+// from memory where they belong, so that nothing crosses the middle of a register.
+inline void load_transposed(const float* (&row)[8], int64_t k, Vec<float> (&v)[8]) {
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    __m256 rows[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const __m128 low = _mm_loadu_ps(row[i] + k + 4 * half);
+      const __m128 high = _mm_loadu_ps(row[i + 4] + k + 4 * half);
+      rows[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1);
+    }
+    const __m256 a = _mm256_unpacklo_ps(rows[0], rows[1]), b = _mm256_unpacklo_ps(rows[2], rows[3]);
+    const __m256 c = _mm256_unpackhi_ps(rows[0], rows[1]), d = _mm256_unpackhi_ps(rows[2], rows[3]);
+    v[4 * half] = {_mm256_shuffle_ps(a, b, 0x44)};
+    v[4 * half + 1] = {_mm256_shuffle_ps(a, b, 0xee)};
+    v[4 * half + 2] = {_mm256_shuffle_ps(c, d, 0x44)};
+    v[4 * half + 3] = {_mm256_shuffle_ps(c, d, 0xee)};
+  }
+}
+inline void load_transposed(const double* (&row)[4], int64_t k, Vec<double> (&v)[4]) {
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    __m256d rows[2];
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      const __m128d low = _mm_loadu_pd(row[i] + k + 2 * half);
+      const __m128d high = _mm_loadu_pd(row[i + 2] + k + 2 * half);
+      rows[i] = _mm256_insertf128_pd(_mm256_castpd128_pd256(low), high, 1);
+    }
+    v[2 * half] = {_mm256_unpacklo_pd(rows[0], rows[1])};
+    v[2 * half + 1] = {_mm256_unpackhi_pd(rows[0], rows[1])};
+  }
+}
+
 inline Vec<float> swap_pairs(Vec<float> a) { return {_mm256_permute_ps(a.v, 0xb1)}; }
 inline Vec<double> swap_pairs(Vec<double> a) { return {_mm256_permute_pd(a.v, 0x5)}; }
 
