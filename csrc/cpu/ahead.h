@@ -17,12 +17,13 @@ inline void fetch(const char* from, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(from + at, kWrite);
 }
 
-// Bytes between the first and the last element of a matrix; 0 where they are many or unknown.
-inline int64_t small_span(int64_t rows, int64_t row, int64_t cols, int64_t col, int64_t size) {
-  constexpr int64_t kSmallItem = 4096;
+// Bytes between the first and the last element of a matrix; 0 where they are more than `most`, or
+// unknown.
+inline int64_t small_span(int64_t rows, int64_t row, int64_t cols, int64_t col, int64_t size,
+                          int64_t most = 4096) {
   if (row == kNoStep || col == kNoStep) return 0;
   const int64_t span = ((rows - 1) * std::abs(row) + (cols - 1) * std::abs(col) + 1) * size;
-  return span <= kSmallItem && row >= 0 && col >= 0 ? span : 0;
+  return span <= most && row >= 0 && col >= 0 ? span : 0;
 }
 
 // What there is to fetch of an item, if the batch lies in no cache: 4096 products of matrices of
@@ -52,6 +53,29 @@ class Ahead {
 
  private:
   int64_t a_ = 0, b_ = 0, c_ = 0, bytes_ = 0;
+};
+
+// The operands of the next item, which come into L2 piece by piece while an item is computed: where
+// the rows of a panel are apart, each line of it would be waited for.
+class Upcoming {
+ public:
+  Upcoming() = default;
+  Upcoming(const char* b, int64_t b_bytes, const char* a, int64_t a_bytes, int64_t pieces)
+      : at_{b, a}, left_{b_bytes, a_bytes}, piece_((b_bytes + a_bytes) / pieces + kLine) {}
+  void fetch_piece() {
+    int64_t bytes = piece_;
+    for (int i = 0; bytes > 0 && i < 2; ++i) {
+      const int64_t some = std::min(bytes, left_[i]);
+      for (int64_t at = 0; at < some; at += kLine) __builtin_prefetch(at_[i] + at, 0, 2);
+      at_[i] += some;
+      left_[i] -= some;
+      bytes -= some;
+    }
+  }
+
+ private:
+  const char* at_[2] = {};
+  int64_t left_[2] = {}, piece_ = 0;
 };
 
 }  // namespace matcalc::cpu

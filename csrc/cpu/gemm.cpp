@@ -66,6 +66,9 @@ constexpr int64_t kCollidingStep = 1024;
 // 256 x 16384, transposed, by 256 x 64 float32 takes half the time).
 constexpr int64_t kReach = 8 << 20;
 
+// Items of no more bytes (half of a small L2) are fetched early, of batches of more.
+constexpr int64_t kUpcomingBytes = 256 << 10, kUpcomingFrom = 1 << 20;
+
 template <class T>
 constexpr Dtype native() {
   if (std::is_same_v<T, Complex<double>>) return Dtype::kComplex128;
@@ -122,6 +125,7 @@ struct Product<T, P>::Block {
   P* packed_a;  // [packed rows / mr][packed depth][mr]
   T* buffer;    // [buffer rows][ld_buffer]
   int64_t ld_buffer;
+  Upcoming upcoming;
   T* bias;       // [max_group], or [mr][nr] where it runs along m
   int64_t* n_c;  // [max_group]
 };
@@ -172,6 +176,13 @@ Product<T, P>::Product(const Contraction& op, const GemmKernels<T, P>& kernels, 
     ahead_ = {op.batch.numel(), small_span(rows_, steps_.m_a, depth_, steps_.k_a, size_a_),
               small_span(depth_, steps_.k_b, cols_, steps_.n_b, size_b_),
               small_span(rows_, steps_.m_c, cols_, steps_.n_c, size_c_)};
+    if (ahead_.bytes() == 0 && op.s == nullptr && op.fold == Fold::kNone) {
+      const int64_t a = rows_ * depth_ * size_a_, b = depth_ * cols_ * size_b_;
+      if (a + b <= kUpcomingBytes && op.batch.numel() * (a + b) > kUpcomingFrom) {
+        upcoming_a_ = small_span(rows_, steps_.m_a, depth_, steps_.k_a, size_a_, 2 * a);
+        upcoming_b_ = small_span(depth_, steps_.k_b, cols_, steps_.n_b, size_b_, 2 * b);
+      }
+    }
   }
 }
 
@@ -203,7 +214,13 @@ void Product<T, P>::compute_items(int64_t begin, int64_t end) const {
       const Item next = operands(i + Ahead::kItems);
       ahead_.fetch_item(next.a, next.b, next.c);
     }
-    compute_blocks(block, operands(i), 0, rows_, 0, cols_);
+    const Item item = operands(i);
+    if (upcoming_a_ + upcoming_b_ > 0 && i + 1 < end) {
+      const Item next = operands(i + 1);
+      block.upcoming = Upcoming(next.b, next.b == item.b ? 0 : upcoming_b_, next.a,
+                                next.a == item.a ? 0 : upcoming_a_, ceil_div(rows_, kernels_.mr));
+    }
+    compute_blocks(block, item, 0, rows_, 0, cols_);
   }
 }
 
@@ -338,6 +355,7 @@ void Product<T, P>::compute_panels(Block& block, const Item& item, int64_t i0, i
   const bool all_packed = block.j0 > 0 && (a_in_place_ || block.packed_rows >= i1 - i0);
   for (int64_t i = i0; i < i1; i += mr) {
     const int64_t rows = std::min(mr, i1 - i);
+    block.upcoming.fetch_piece();
     const P* a;
     int64_t a_row = 1, a_col = mr;
     if (in_place(rows)) {

@@ -76,6 +76,7 @@ class Product {
   int64_t size_a_, size_b_, size_c_, size_;  // bytes of an element; size_: of S and bias
   bool a_in_place_, b_readable_in_place_, c_in_place_;
   Ahead ahead_;
+  int64_t upcoming_a_ = 0, upcoming_b_ = 0;  // bytes of the next item's operands to fetch
 };
 
 extern template class Product<float>;
