@@ -238,7 +238,7 @@ NAMES: list[str] = []  # of all ops, without the "_"
 
 
 def registered(name: str) -> list[str]:
-    """The names that the op has: with a "_" below autograd, and without; some have the first only."""
+    """The names the op has: with a "_" below autograd, and without; some have the first only."""
     return [full for full in (name, f"_{name}") if hasattr(torch.ops.matcalc_ext, full)]
 
 
