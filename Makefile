@@ -57,13 +57,13 @@ test-torch:  ## build and test with another torch (TORCH=2.10.0), the oldest if 
 	cd $(OTHER) && bin/python setup.py --quiet build_ext --inplace && bin/python -m pip install \
 		--quiet --no-deps --no-build-isolation -e . && bin/python -m pytest $(PYTEST_ARGS)
 
-check: build  ## test every op and derivative on this machine, in half a minute
+check: build  ## test every op and derivative on this machine's CPU, in half a minute
 	$(BIN)/python -m matcalc_ext check
 
 bench: build $(VENV)/.bench  ## time the ops against torch and others, in under five minutes
 	$(BIN)/python -m matcalc_ext bench --out build/bench $(BENCH_ARGS)
 
-bench-full: build $(VENV)/.bench  ## the same with all sizes and dtypes, in a quarter of an hour
+bench-full: build $(VENV)/.bench  ## the same with all sizes and dtypes, in half an hour
 	$(BIN)/python -m matcalc_ext bench --full --out build/bench-full $(BENCH_ARGS)
 
 # Needs nvcc, and no GPU: `make build` compiles these sources where torch is built for CUDA.

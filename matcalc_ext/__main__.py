@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m matcalc_ext", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("info", help="show versions, instruction sets, threads and CUDA")
-    commands.add_parser("check", help="test every op and every derivative on this machine")
+    commands.add_parser("check", help="test every op and every derivative on this CPU")
     bench.add_arguments(
         commands.add_parser("bench", help="time the ops against torch and others on this machine")
     )

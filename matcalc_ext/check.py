@@ -1,8 +1,9 @@
-"""The self-test behind `python -m matcalc_ext check`: every op and derivative on this machine.
+"""The self-test behind `python -m matcalc_ext check`: every op and derivative on this CPU.
 
-Each op runs in each dtype on each instruction set. Its value, gradient, forward derivative and
-second derivative are compared with those of plain torch in double precision; in double precision
-itself torch's gradcheck and gradgradcheck compare them with finite differences as well.
+Each op runs in each dtype on each instruction set of the CPU (no GPU is tested). Its value,
+gradient, forward derivative and second derivative are compared with those of plain torch in double
+precision; in double precision itself torch's gradcheck and gradgradcheck compare them with finite
+differences as well.
 """
 
 import itertools

@@ -4,8 +4,8 @@ A Jacobian has the shape `output.shape + input.shape`, as `torch.func.jacrev` re
 gradient of a scalar has the shape of what it is taken with respect to. The functions of forms take
 one y, A and x each: `torch.func.vmap` carries them over batches, and `torch.autograd` through them.
 
-Sources: Barnes, *Matrix Calculus*; Petersen and Pedersen, *The Matrix Cookbook*, sections 2.4 and
-4; mathematics StackExchange, question 312077.
+Sources: Barnes, *Matrix Differentiation*; Petersen and Pedersen, *The Matrix Cookbook*, sections
+2.4 and 4; mathematics StackExchange, question 312077.
 """
 
 import torch
@@ -90,6 +90,9 @@ def matrix_vector_jacobian_vector(A: Tensor, x: Tensor) -> Tensor:
         A: (m, n).
         x: (n,), which the Jacobian does not depend on.
 
+    Dtypes: both of one dtype, float64, float32, bfloat16, float16, complex64, complex128, int64,
+    int32, int16, int8 or uint8.
+
     Returns:
         (m, n): a copy of A. For m = 1, y = wᵀx, this is w itself as one row.
 
@@ -116,6 +119,9 @@ def matrix_vector_jacobian_matrix(A: Tensor, x: Tensor) -> Tensor:
     Args:
         A: (m, n), of which only the shape counts.
         x: (n,).
+
+    Dtypes: both of one dtype, float64, float32, bfloat16, float16, complex64, complex128, int64,
+    int32, int16, int8 or uint8.
 
     Returns:
         (m, m, n). It holds m copies of x; `matrix_vector_vjp_matrix` does without it.
@@ -148,6 +154,9 @@ def matrix_vector_vjp_matrix(v: Tensor, A: Tensor, x: Tensor) -> Tensor:
         A: (m, n), of which only the shape counts.
         x: (n,).
 
+    Dtypes: all of one dtype, float64, float32, bfloat16, float16, complex64, complex128, int64,
+    int32, int16, int8 or uint8.
+
     Returns:
         (m, n).
 
@@ -175,6 +184,9 @@ def vector_matrix_jacobian_vector(x: Tensor, W: Tensor) -> Tensor:
         x: (m,), which the Jacobian does not depend on.
         W: (m, n).
 
+    Dtypes: both of one dtype, float64, float32, bfloat16, float16, complex64, complex128, int64,
+    int32, int16, int8 or uint8.
+
     Returns:
         (n, m): a transposed copy of W.
 
@@ -200,6 +212,9 @@ def vector_matrix_jacobian_matrix(x: Tensor, W: Tensor) -> Tensor:
     Args:
         x: (m,).
         W: (m, n), of which only the shape counts.
+
+    Dtypes: both of one dtype, float64, float32, bfloat16, float16, complex64, complex128, int64,
+    int32, int16, int8 or uint8.
 
     Returns:
         (n, m, n).
@@ -232,6 +247,8 @@ def bilinear_gradients(y: Tensor, A: Tensor, x: Tensor) -> tuple[Tensor, Tensor,
         A: (m, n).
         x: (n,).
 
+    Dtypes: all of one dtype, float64, float32, bfloat16, float16, complex64 or complex128.
+
     Returns:
         The three, in the shapes of y, A and x. Derivatives, not conjugated: for complex arguments
         `torch.autograd` returns their conjugates.
@@ -262,6 +279,9 @@ def bilinear_hessian(A: Tensor) -> Tensor:
     Args:
         A: (m, n).
 
+    Dtypes: float64, float32, bfloat16, float16, complex64, complex128, int64, int32, int16, int8 or
+    uint8.
+
     Returns:
         (m + n, m + n), symmetric. Its blocks are ∂²α/∂y∂x = A and ∂²α/∂x∂y = Aᵀ.
 
@@ -290,6 +310,8 @@ def quadratic_gradients(x: Tensor, A: Tensor, *, symmetric: bool = False) -> tup
         A: (n, n).
         symmetric: A stands for the symmetric matrix that its lower triangle gives, and only that
             triangle is read: ∂α/∂x = 2 A x.
+
+    Dtypes: both of one dtype, float64, float32, bfloat16, float16, complex64 or complex128.
 
     Returns:
         The two, in the shapes of x and A. Derivatives, not conjugated.
@@ -320,6 +342,9 @@ def quadratic_hessian(A: Tensor) -> Tensor:
     Args:
         A: (n, n).
 
+    Dtypes: float64, float32, bfloat16, float16, complex64, complex128, int64, int32, int16, int8 or
+    uint8.
+
     Returns:
         (n, n), symmetric.
 
@@ -344,6 +369,8 @@ def quadratic_hvp(A: Tensor, v: Tensor) -> Tensor:
     Args:
         A: (n, n).
         v: (n,).
+
+    Dtypes: both of one dtype, float64, float32, bfloat16, float16, complex64 or complex128.
 
     Returns:
         (n,).

@@ -45,7 +45,7 @@ LEGEND = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--full", action="store_true", help="all sizes and dtypes: 15 minutes")
+    parser.add_argument("--full", action="store_true", help="all sizes and dtypes: half an hour")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, help="how often each takes its turn")
     parser.add_argument("--only", default="", help="only groups whose name contains this text")

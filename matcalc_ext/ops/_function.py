@@ -11,6 +11,10 @@ A public function takes one of four ways, from the rarest to the cheapest:
 A direct call of `torch.ops.matcalc_ext.*`, the node of a compiled graph among them, comes from the
 dispatcher to the same ways by the kernels of `_dispatch.py`. They all end at the same kernels
 under a name that begins with "_", where autograd, autocast and transforms are no longer asked.
+
+Complex: every factor beside g is conjugated in a gradient, first or second, and in the tangent of a
+gradient; the gradient of g itself, a value and its tangent have no conjugates. The formulas in the
+docstrings of the Functions leave them out, but for those of matmul (Bᴴ).
 """
 
 from collections.abc import Callable, Sequence

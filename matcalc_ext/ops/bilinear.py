@@ -291,8 +291,8 @@ def bilinear(y: Tensor, A: Tensor, x: Tensor) -> Tensor:
         TypeError: an argument is not a tensor.
 
     Source:
-        Barnes, *Matrix Calculus*, propositions on α = yᵀAx; Petersen and Pedersen, *The Matrix
-        Cookbook*, 2.4.1.
+        Barnes, *Matrix Differentiation*, propositions on α = yᵀAx; Petersen and Pedersen, *The
+        Matrix Cookbook*, 2.4.1.
 
     Example:
         >>> A = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])

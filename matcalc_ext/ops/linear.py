@@ -275,7 +275,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         TypeError: an argument is not a tensor.
 
     Source:
-        Barnes, *Matrix Calculus*, propositions 5 and 6, with W for A.
+        Barnes, *Matrix Differentiation*, propositions 5 and 6, with W for A.
 
     Example:
         >>> weight = torch.tensor([[0.5, 1.5], [-0.5, -1.0]])

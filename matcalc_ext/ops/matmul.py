@@ -61,6 +61,7 @@ class Matmul(Function):
     @staticmethod
     @forward_rule
     def jvp(ctx: Any, primals: list[Tensor], da: Tensor | None, db: Tensor | None) -> Any:
+        """Ȧ B + A Ḃ."""
         a, b = primals
         return add(
             None if da is None else apply_matmul(da, b),
@@ -220,7 +221,8 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
         TypeError: an argument is not a tensor.
 
     Source:
-        Barnes, *Matrix Calculus*, proposition 5; Petersen and Pedersen, *The Matrix Cookbook*, 2.4.
+        Barnes, *Matrix Differentiation*, proposition 5; Petersen and Pedersen, *The Matrix
+        Cookbook*, 2.4.
 
     Example:
         >>> a = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])

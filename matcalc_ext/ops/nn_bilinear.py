@@ -320,12 +320,12 @@ def nn_bilinear(
         TypeError: an argument is not a tensor.
 
     Source:
-        Barnes, *Matrix Calculus*, propositions on α = yᵀAx, once for each W_o.
+        Barnes, *Matrix Differentiation*, propositions on α = yᵀAx, once for each W_o.
 
     Example:
         >>> weight = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [-1.0, 0.0]]])
         >>> x1, x2 = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
-        >>> matcalc_ext.ops.nn_bilinear(x1, x2, weight)
+        >>> matcalc_ext.nn_bilinear(x1, x2, weight)
         tensor([11., -2.])
     """
     if compiling() or tracing():

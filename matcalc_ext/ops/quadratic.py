@@ -205,7 +205,7 @@ _MANY_ITEMS = 64
 
 
 def _outer(g: Tensor, x: Tensor, p: Tensor, A: Tensor) -> Tensor | None:
-    """G (x pᵀ + p xᵀ), in the shape of A."""
+    """Returns g (x pᵀ + p xᵀ), in the shape of A."""
     one = apply_bilinear_backward(g, x, A, p, False, True, False)[1]
     assert one is not None
     # Tracing works on subclasses of Tensor; its graphs must not depend on how large sizes are.
@@ -268,7 +268,7 @@ def quadratic(x: Tensor, A: Tensor, *, symmetric: bool = False) -> Tensor:
         A: (..., n, n). Both float64, float32, bfloat16, float16, complex64 or complex128, one
             dtype, any strides. The batch dimensions (...) broadcast.
         symmetric: take A as the symmetric matrix that its lower triangle gives, and read that
-            triangle only. The gradient of A is x xᵀ all the same, full and symmetric.
+            triangle only. The gradient of A is g x xᵀ all the same, full and symmetric.
 
     Returns:
         (...), a new contiguous tensor. With an upstream gradient g, backward returns
@@ -282,8 +282,8 @@ def quadratic(x: Tensor, A: Tensor, *, symmetric: bool = False) -> Tensor:
         TypeError: an operand is not a tensor, or `symmetric` is not a bool.
 
     Source:
-        Barnes, *Matrix Calculus*, propositions on α = xᵀAx; Petersen and Pedersen, *The Matrix
-        Cookbook*, 2.4.2; mathematics StackExchange, question 312077.
+        Barnes, *Matrix Differentiation*, propositions on α = xᵀAx; Petersen and Pedersen, *The
+        Matrix Cookbook*, 2.4.2; mathematics StackExchange, question 312077.
 
     Example:
         >>> A = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
