@@ -17,6 +17,7 @@ from reference import (
 )
 
 import matcalc_ext
+from matcalc_ext import _C
 
 # Rows and columns around registers, groups of rows, blocks of rows and the columns taken at once.
 SHAPES = (
@@ -244,3 +245,14 @@ def test_special_numbers_stay_where_they_are(isa, dtype, special):
                     for matrix in (B, B.mT):
                         got = matcalc_ext.matmul(few.to(dtype), matrix.to(dtype))
                         assert torch.equal(kinds(got.double()), kinds(few @ matrix)), (n, where)
+
+
+@pytest.mark.slow
+def test_working_memory_of_few_rows_by_a_large_matrix_is_bounded():
+    """The sums of blocks of the depth are 22 MiB for all outputs; whole numbers are exact."""
+    x = torch.randint(-2, 3, (12, 24000)).to(torch.bfloat16)
+    matrix = torch.randint(-2, 3, (24000, 10000), dtype=torch.int8).to(torch.bfloat16)
+    before = _C.cpu_scratch_bytes()
+    got = matcalc_ext.matmul(x, matrix)
+    assert _C.cpu_scratch_bytes() - before < (17 << 20) + (torch.get_num_threads() << 18)
+    assert torch.equal(got, (x.float() @ matrix.float()).to(torch.bfloat16))

@@ -51,6 +51,8 @@ constexpr int64_t kMaxVectors = std::max({kMaxNear, kMaxFarSums, kMaxFarComplexS
 // Sums of rows: short, for the sake of their rounding, as each adds one after the other.
 constexpr int64_t kDotDepth = 16384;
 constexpr int64_t kRowDepth = 512;
+// Sums of blocks, in memory at a time: 12 rows by a matrix of 4 GiB have 100 MB of them.
+constexpr int64_t kPartsBytes = 16 << 20;
 // Outputs are shared out by whole groups of rows as the kernel takes them, or whole cache lines.
 constexpr int64_t kDotGroup = 8;
 constexpr int64_t kRowGroup = 64;
@@ -93,6 +95,7 @@ class FewVectors {
     return acc(std::max(count_ * std::min(kPiece, depth_), kPiece));
   }
 
+  void run_strips(int64_t rows) const;
   void item_in_parallel(const Item& at) const;
   void strips(const Item& at, int64_t first, int64_t last, char* sums, char* gathered) const;
   void range(const Item& at, int64_t first, int64_t last, char* parts, char* gathered) const;
@@ -139,6 +142,11 @@ FewVectors::FewVectors(const Contraction& op, bool bias_on_rows)
 }
 
 void FewVectors::run() const {
+  const int64_t most_rows = std::max<int64_t>(kPartsBytes / acc(blocks_ * count_), group_);
+  if (blocks_ > 1 && rows_ > most_rows) {
+    run_strips(most_rows / group_ * group_);
+    return;
+  }
   const int64_t items = op_.batch.numel(), area = rows_ * depth_;
   // Items one by one, each by all threads, where there are too few to share out evenly.
   if (area > kGrain && blocks_ * groups_ > 1 && items < 4 * num_threads()) {
@@ -161,6 +169,20 @@ void FewVectors::run() const {
       }
     }
   });
+}
+
+// So many outputs after the other: each is the same sum.
+void FewVectors::run_strips(int64_t rows) const {
+  Contraction strip = op_;
+  for (int64_t m = 0; m < rows_; m += rows) {
+    strip.m[0].size = std::min(rows, rows_ - m);
+    strip.a = static_cast<const char*>(op_.a) + m * m_a_ * ka_.item_bytes;
+    strip.c = static_cast<char*>(op_.c) + m * m_c_ * kc_.item_bytes;
+    if (op_.bias != nullptr && bias_on_rows_) {
+      strip.bias = static_cast<const char*>(op_.bias) + m * op_.bias_stride * kbias_.item_bytes;
+    }
+    FewVectors(strip, bias_on_rows_).run();
+  }
 }
 
 void FewVectors::item_in_parallel(const Item& at) const {
