@@ -12,9 +12,9 @@ namespace matcalc::cpu {
 
 constexpr int64_t kLine = 64;  // bytes
 
-template <int kWrite>
+template <int kWrite, int kLocality = 3>  // 3: into every cache, 2: from L2 on
 inline void fetch(const char* from, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(from + at, kWrite);
+  for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(from + at, kWrite, kLocality);
 }
 
 // Bytes between the first and the last element of a matrix; 0 where they are more than `most`, or
@@ -66,7 +66,7 @@ class Upcoming {
     int64_t bytes = piece_;
     for (int i = 0; bytes > 0 && i < 2; ++i) {
       const int64_t some = std::min(bytes, left_[i]);
-      for (int64_t at = 0; at < some; at += kLine) __builtin_prefetch(at_[i] + at, 0, 2);
+      fetch<0, 2>(at_[i], some);
       at_[i] += some;
       left_[i] -= some;
       bytes -= some;

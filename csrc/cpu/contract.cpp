@@ -68,18 +68,18 @@ struct Grid {
 
 Grid choose_grid(int64_t m, int64_t n, int64_t mr, int64_t nr, int64_t threads) {
   constexpr double kPackCost = 16;  // of one element, in multiply-adds
-  const int64_t m_tiles = (m + mr - 1) / mr, n_tiles = (n + nr - 1) / nr;
+  const int64_t m_tiles = ceil_div(m, mr), n_tiles = ceil_div(n, nr);
   Grid best{1, 1, m_tiles * mr, n_tiles * nr};
   double best_cost = -1;
   for (int64_t rows = 1; rows <= threads; ++rows) {
     const int64_t cols = threads / rows;
-    const int64_t row_part = (m_tiles + rows - 1) / rows * mr;
-    const int64_t col_part = (n_tiles + cols - 1) / cols * nr;
+    const int64_t row_part = ceil_div(m_tiles, rows) * mr;
+    const int64_t col_part = ceil_div(n_tiles, cols) * nr;
     const double cost = static_cast<double>(row_part) * static_cast<double>(col_part) +
                         kPackCost * static_cast<double>(2 * row_part + col_part);
     if (best_cost < 0 || cost < best_cost) {
       best_cost = cost;
-      best = {(m + row_part - 1) / row_part, (n + col_part - 1) / col_part, row_part, col_part};
+      best = {ceil_div(m, row_part), ceil_div(n, col_part), row_part, col_part};
     }
   }
   return best;

@@ -1,6 +1,6 @@
 // Which instruction set the CPU kernels run on: the best one the host has, unless the environment
-// variable MATCALC_CPU_ISA or set_isa() names another. Read
-// wherever kernels are chosen: all of one kind take and give the same, whichever it is.
+// variable MATCALC_CPU_ISA or set_isa() names another. Read wherever kernels are chosen: all of one
+// kind take and give the same, whichever it is.
 #pragma once
 
 #include "processor.h"

@@ -209,18 +209,19 @@ void Product<T, P>::compute_items(int64_t begin, int64_t end) const {
   if (rows_ == 0 || cols_ == 0) return;
   Block block = plan(0, rows_, 0, cols_);
   const TileState state(kernels_.begin, kernels_.end);
+  Item item = operands(begin);
   for (int64_t i = begin; i < end; ++i) {
     if (ahead_.bytes() > 0 && i + Ahead::kItems < end) {
-      const Item next = operands(i + Ahead::kItems);
-      ahead_.fetch_item(next.a, next.b, next.c);
+      const Item later = operands(i + Ahead::kItems);
+      ahead_.fetch_item(later.a, later.b, later.c);
     }
-    const Item item = operands(i);
-    if (upcoming_a_ + upcoming_b_ > 0 && i + 1 < end) {
-      const Item next = operands(i + 1);
+    const Item next = i + 1 < end ? operands(i + 1) : item;
+    if (upcoming_a_ + upcoming_b_ > 0) {
       block.upcoming = Upcoming(next.b, next.b == item.b ? 0 : upcoming_b_, next.a,
                                 next.a == item.a ? 0 : upcoming_a_, ceil_div(rows_, kernels_.mr));
     }
     compute_blocks(block, item, 0, rows_, 0, cols_);
+    item = next;
   }
 }
 

@@ -89,8 +89,8 @@ class IntegerProduct {
     const int64_t step = takes_dots() ? 1 : by_rows ? kernels_.mr : kernels_.nr;
     const int64_t threads = num_threads();
     const bool whole = work < 2 * kInlineWork || items >= 4 * threads;
-    const int64_t part = whole ? side : round_up((side + threads - 1) / threads, step);
-    const int64_t parts = (side + part - 1) / part;
+    const int64_t part = whole ? side : round_up(ceil_div(side, threads), step);
+    const int64_t parts = ceil_div(side, part);
     const double grain = kInlineWork / (work / static_cast<double>(parts));
     parallel_for(0, items * parts, static_cast<int64_t>(std::max(1.0, grain)),
                  [&](int64_t begin, int64_t end) {

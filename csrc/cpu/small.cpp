@@ -113,7 +113,7 @@ void run(const Contraction& op) {
 
   const int64_t work = kStart + p.rows * p.cols * p.depth;
   if (p.rows > kManyRows) {  // shared out by rows
-    const int64_t parts = (p.rows + kManyRows - 1) / kManyRows;
+    const int64_t parts = ceil_div(p.rows, kManyRows);
     parallel_for(0, items * parts, std::max<int64_t>(1, 2 * kInlineWork / (work / parts)),
                  [&](int64_t first, int64_t last) {
                    while (first < last) {
