@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.autograd import Function
 
-import matcalc_ext as mx
+import matcalc_ext as mc
 from matcalc_ext import _ops
 from matcalc_ext.ops._function import fast_apply
 
@@ -56,14 +56,14 @@ def lines() -> dict[str, Callable[[], object]]:
     return {
         "an empty tensor, torch.empty(16, 16)": lambda: torch.empty(N, N),
         "the op below autograd: dispatcher, checks, result, kernel": lambda: forward(a, b),
-        "matcalc_ext.matmul, no gradient wanted": lambda: mx.matmul(a, b),
+        "matcalc_ext.matmul, no gradient wanted": lambda: mc.matmul(a, b),
         "torch.matmul, no gradient wanted": lambda: torch.matmul(a, b),
         "a Function that computes nothing, forward": lambda: empty(x, y),
-        "matcalc_ext.matmul, gradient wanted": lambda: mx.matmul(x, y),
+        "matcalc_ext.matmul, gradient wanted": lambda: mc.matmul(x, y),
         "torch.matmul, gradient wanted": lambda: torch.matmul(x, y),
         "the backward op: two products": lambda: backward(g, a, b),
         "a Function that computes nothing, forward + backward": step(empty, x, y, g),
-        "matcalc_ext.matmul, forward + backward": step(mx.matmul, x, y, g),
+        "matcalc_ext.matmul, forward + backward": step(mc.matmul, x, y, g),
         "torch.matmul, forward + backward": step(torch.matmul, x, y, g),
     }
 

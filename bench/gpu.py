@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-import matcalc_ext as mx
+import matcalc_ext as mc
 from matcalc_ext import _C
 from matcalc_ext.benchmark import expressions as ex
 from matcalc_ext.benchmark.cases import (
@@ -70,7 +70,7 @@ def tf32(allowed: bool) -> Iterator[None]:
 # --------------------------------------------------------------------------------------------
 # The tables
 
-MATMUL: Functions = {"ours": mx.matmul, "torch.matmul": torch.matmul}
+MATMUL: Functions = {"ours": mc.matmul, "torch.matmul": torch.matmul}
 
 
 def products() -> Iterator[Plan]:

@@ -15,17 +15,12 @@ Ends with status 1 and says why if the two versions did not learn the same.
 """
 
 import argparse
-import json
-import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages, among the bars
 
 import matplotlib
 import torch
@@ -37,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import matcalc_ext
+from matcalc_ext.benchmark.memory import peak_of
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -242,27 +238,14 @@ class Trainer:
     def peak(self, rows: Tensor) -> int:
         """Most bytes of tensors that a step holds beyond what is held between steps."""
         self.optimizer.zero_grad()
-        with torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
-        ) as profile:
-            self.step(rows)
-        with tempfile.TemporaryDirectory() as folder:
-            trace = Path(folder, "trace.json")
-            profile.export_chrome_trace(str(trace))
-            events = json.loads(trace.read_text())["traceEvents"]
-        memory = [event for event in events if event["name"] == "[memory]"]
-        held = most = 0
-        for event in sorted(memory, key=lambda event: event["ts"]):
-            held += event["args"]["Bytes"]
-            most = max(most, held)
-        return most
+        return peak_of(lambda: self.step(rows))
 
 
 def compare(task: Task, epochs: int, seed: int, progress: Progress) -> Result:
     """Train both versions of a task, step by step in turn."""
     trainers = [Trainer(task, version, seed) for version in range(2)]
-    for ours, theirs in zip(*(t.model.parameters() for t in trainers), strict=True):
-        if not torch.equal(ours, theirs):
+    for plain, ours in zip(*(t.model.parameters() for t in trainers), strict=True):
+        if not torch.equal(plain, ours):
             raise SystemExit(f"{task.name}: the two versions start from different parameters")
     result = Result(task.name)
     shuffle = torch.Generator().manual_seed(seed)

@@ -60,23 +60,20 @@ def test_short_names(tool, name, short):
     assert tool.shorten(name) == short
 
 
-def test_spills_and_stack_frames_are_wrong(tool, monkeypatch):
+def test_spills_and_stack_frames_are_wrong(tool):
     Usage = tool.Usage
     usages = {
         "a.cu": {
             "good": {"8.0": Usage(40), "9.0a": Usage(255, shared=4096)},
             "spills": {"8.0": Usage(40), "9.0a": Usage(255, spilled=4)},
             "stack": {"8.0": Usage(40, stack=8)},
-            "allowed[1]": {"8.0": Usage(40, stack=8)},
             "wgmma_gemm<Bf16>": {"9.0a": Usage(168)},
             "wgmma_gemm<F16>": {"9.0a": Usage(160)},
         }
     }
     console = Console(width=120, record=True, quiet=True)
-    names = ["a.cu: allowed[1]", "a.cu: spills", "a.cu: stack", "a.cu: wgmma_gemm<F16>"]
+    names = ["a.cu: spills", "a.cu: stack", "a.cu: wgmma_gemm<F16>"]
     assert tool.show(usages, console) == names
-    monkeypatch.setattr(tool, "STACK_ALLOWED", {"allowed": "it is called once"})
-    assert tool.show(usages, console) == names[1:]
 
 
 def test_without_nvcc_one_sentence(tmp_path):

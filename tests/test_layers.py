@@ -140,7 +140,7 @@ def test_every_layer_was_read():
         ("cpu/a.cpp", '#include "torch/csrc/stable/tensor.h"\n', "tensors belong to csrc/ops"),
         ("cpu/parallel.h", "#include <ATen/Parallel.h>\n", "a driver includes"),
         ("cpu/a.cpp", '#include "../cuda/launch.h"\n', "includes cuda/launch.h"),
-        ("cpu/a.cpp", '#include "../ops/check.h"\n', "includes ops/check.h"),
+        ("cpu/a.cpp", '#include "../ops/errors.h"\n', "includes ops/errors.h"),
         ("cuda/a.cu", '#include "../cpu/parallel.h"\n', "includes cpu/parallel.h"),
         ("cuda/a.cu", "#include <torch/csrc/stable/c/shim.h>\n", "a driver includes"),
         ("cuda/a.cu", "#include <torch/csrc/stable/tensor.h>\n", "tensors belong to csrc/ops"),

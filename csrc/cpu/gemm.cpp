@@ -145,44 +145,55 @@ Product<T, P>::Product(const Contraction& op, const GemmKernels<T, P>& kernels, 
       size_b_(dtype_size(op.dtype_b)),
       size_c_(dtype_size(op.dtype_c)),
       size_(dtype_size(op.dtype)) {
-  const bool plain = op.s == nullptr && op.scale == 1;
-  constexpr bool kReadable = kPair == 1;  // the tile can read B as it lies in memory
+  a_in_place_ = a_readable_in_place() && reads_a_in_place();
+  b_readable_in_place_ = kPair == 1 && op.dtype_b == native<T>() && op.fold == Fold::kNone &&
+                         (steps_.n_b == 1 || cols_ == 1) && steps_.k_b != kNoStep;
   c_in_place_ =
       op.dtype_c == native<T>() && (steps_.n_c == 1 || cols_ == 1) && steps_.m_c != kNoStep;
-  if constexpr (kReadable) {
-    a_in_place_ =
-        plain && op.dtype_a == native<T>() && steps_.m_a != kNoStep && steps_.k_a != kNoStep;
-  } else {
-    // Neighbours along the depth are pairs as they lie, if none begins between two others.
-    a_in_place_ = plain && steps_.k_a == 1 && depth_ % (kPair * kernels.depth_step) == 0 &&
-                  steps_.m_a != kNoStep && steps_.m_a % kPair == 0 &&
-                  reinterpret_cast<uintptr_t>(op.a) % sizeof(P) == 0;
-    for (const Dim& dim : op.batch) a_in_place_ = a_in_place_ && dim.a % kPair == 0;
-  }
-  if (a_in_place_ && !kernels.row_tiles && cols_ > 4 * kernels.nr) {
+  if (rows_ > 0 && cols_ > 0 && depth_ > 0) plan_fetching();
+}
+
+// Whether the tile can read A as it lies in memory.
+template <class T, class P>
+bool Product<T, P>::a_readable_in_place() const {
+  if (op_.s != nullptr || op_.scale != 1 || steps_.m_a == kNoStep) return false;
+  if constexpr (kPair == 1) return op_.dtype_a == native<T>() && steps_.k_a != kNoStep;
+  // Neighbours along the depth are pairs as they lie, if none begins between two others.
+  bool pairs = steps_.k_a == 1 && depth_ % (kPair * kernels_.depth_step) == 0 &&
+               steps_.m_a % kPair == 0 && reinterpret_cast<uintptr_t>(op_.a) % sizeof(P) == 0;
+  for (const Dim& dim : op_.batch) pairs = pairs && dim.a % kPair == 0;
+  return pairs;
+}
+
+// Whether an A that the tile can read as it lies is not packed.
+template <class T, class P>
+bool Product<T, P>::reads_a_in_place() const {
+  const int64_t row_bytes = steps_.m_a * size_a_, col_bytes = steps_.k_a * size_a_;
+  if (!kernels_.row_tiles && cols_ > 4 * kernels_.nr) {
     // Each panel of A is read once for every panel of B: worth packing when its lines do not stay
     // in L1 together, or when a step along k goes to another line each time.
-    const int64_t bytes = steps_.m_a * size_a_;
-    a_in_place_ = steps_.k_a == 1 && rows_ * depth_ * size_a_ <= kInPlaceBytes &&
-                  (bytes % kCollidingStep != 0 || kernels.mr < caches().l1_ways);
-  }
-  if (a_in_place_ && kReadable && steps_.m_a == 1 && rows_ > kernels.mr) {
-    const int64_t bytes = steps_.k_a * size_a_;
-    a_in_place_ = std::min(depth_block(), depth_) * (bytes & -bytes) < kReach;
-  }
-  b_readable_in_place_ = kReadable && op.dtype_b == native<T>() && op.fold == Fold::kNone &&
-                         (steps_.n_b == 1 || cols_ == 1) && steps_.k_b != kNoStep;
-  if (rows_ > 0 && cols_ > 0 && depth_ > 0) {
-    ahead_ = {op.batch.numel(), small_span(rows_, steps_.m_a, depth_, steps_.k_a, size_a_),
-              small_span(depth_, steps_.k_b, cols_, steps_.n_b, size_b_),
-              small_span(rows_, steps_.m_c, cols_, steps_.n_c, size_c_)};
-    if (ahead_.bytes() == 0 && op.s == nullptr && op.fold == Fold::kNone) {
-      const int64_t a = rows_ * depth_ * size_a_, b = depth_ * cols_ * size_b_;
-      if (a + b <= kUpcomingBytes && op.batch.numel() * (a + b) > kUpcomingFrom) {
-        upcoming_a_ = small_span(rows_, steps_.m_a, depth_, steps_.k_a, size_a_, 2 * a);
-        upcoming_b_ = small_span(depth_, steps_.k_b, cols_, steps_.n_b, size_b_, 2 * b);
-      }
+    if (steps_.k_a != 1 || rows_ * depth_ * size_a_ > kInPlaceBytes ||
+        (row_bytes % kCollidingStep == 0 && kernels_.mr >= caches().l1_ways)) {
+      return false;
     }
+  }
+  if (kPair == 1 && steps_.m_a == 1 && rows_ > kernels_.mr) {
+    return std::min(depth_block(), depth_) * (col_bytes & -col_bytes) < kReach;
+  }
+  return true;
+}
+
+// What compute_items fetches of the items to come: all of some small ones, or the next one's A, B.
+template <class T, class P>
+void Product<T, P>::plan_fetching() {
+  ahead_ = {op_.batch.numel(), small_span(rows_, steps_.m_a, depth_, steps_.k_a, size_a_),
+            small_span(depth_, steps_.k_b, cols_, steps_.n_b, size_b_),
+            small_span(rows_, steps_.m_c, cols_, steps_.n_c, size_c_)};
+  if (ahead_.bytes() > 0 || op_.s != nullptr || op_.fold != Fold::kNone) return;
+  const int64_t a = rows_ * depth_ * size_a_, b = depth_ * cols_ * size_b_;
+  if (a + b <= kUpcomingBytes && op_.batch.numel() * (a + b) > kUpcomingFrom) {
+    upcoming_a_ = small_span(rows_, steps_.m_a, depth_, steps_.k_a, size_a_, 2 * a);
+    upcoming_b_ = small_span(depth_, steps_.k_b, cols_, steps_.n_b, size_b_, 2 * b);
   }
 }
 
@@ -199,7 +210,7 @@ typename Product<T, P>::Item Product<T, P>::operands(int64_t item) const {
 template <class T, class P>
 void Product<T, P>::compute(int64_t item, int64_t m0, int64_t m1, int64_t n0, int64_t n1) const {
   if (m0 >= m1 || n0 >= n1) return;
-  Block block = plan(m0, m1, n0, n1);
+  Block block = plan(m1 - m0, n1 - n0);
   const TileState state(kernels_.begin, kernels_.end);
   compute_blocks(block, operands(item), m0, m1, n0, n1);
 }
@@ -207,7 +218,7 @@ void Product<T, P>::compute(int64_t item, int64_t m0, int64_t m1, int64_t n0, in
 template <class T, class P>
 void Product<T, P>::compute_items(int64_t begin, int64_t end) const {
   if (rows_ == 0 || cols_ == 0) return;
-  Block block = plan(0, rows_, 0, cols_);
+  Block block = plan(rows_, cols_);
   const TileState state(kernels_.begin, kernels_.end);
   Item item = operands(begin);
   for (int64_t i = begin; i < end; ++i) {
@@ -234,15 +245,13 @@ bool Product<T, P>::reads_b_in_place(int64_t rows, int64_t cols) const {
   return rows <= panels * tile_rows();
 }
 
-// The sizes of the blocks for these rows and columns, and their working memory.
+// The sizes of the blocks for so many rows and columns.
 template <class T, class P>
-typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_t n0,
-                                                  int64_t n1) const {
+typename Product<T, P>::Block Product<T, P>::plan(int64_t rows, int64_t cols) const {
   const int64_t mr = kernels_.mr, nr = kernels_.nr;
-  const int64_t rows = m1 - m0, all_cols = round_up(n1 - n0, nr);
-  const int64_t depth = std::min(depth_block(), depth_);
+  const int64_t all_cols = round_up(cols, nr), depth = std::min(depth_block(), depth_);
   Block block{};
-  block.b_in_place = b_readable_in_place_ && reads_b_in_place(rows, n1 - n0);
+  block.b_in_place = b_readable_in_place_ && reads_b_in_place(rows, cols);
   const bool one_depth = depth == depth_;
   block.stored_early = !c_in_place_ && one_depth;
   // A block that is less deep than others has more columns.
@@ -290,31 +299,34 @@ typename Product<T, P>::Block Product<T, P>::plan(int64_t m0, int64_t m1, int64_
     const int64_t some = std::max<int64_t>(kBufferBytes / row_bytes, 1);
     block.buffer_rows = std::min(round_up(some, mr), rows);
   }
+  reserve(block, rows, cols);
+  return block;
+}
 
-  const bool b_packed = !block.b_in_place;
-  const int64_t cols = block.max_group;
-  const int64_t size_b =
-      b_packed ? (block.b_kept ? cols : block.max_cols) * kernels_.packed_depth(depth) : 0;
-  const bool all_in_place = in_place(mr) && in_place(rows % mr);
+// The working memory of the blocks.
+template <class T, class P>
+void Product<T, P>::reserve(Block& block, int64_t rows, int64_t cols) const {
+  const int64_t mr = kernels_.mr, nr = kernels_.nr, group = block.max_group;
+  const int64_t depth = std::min(depth_block(), depth_), packed = kernels_.packed_depth(depth);
+  const bool b_packed = !block.b_in_place, all_in_place = in_place(mr) && in_place(rows % mr);
+  const int64_t size_b = b_packed ? (block.b_kept ? group : block.max_cols) * packed : 0;
   const int64_t size_m = all_in_place ? 0 : block.packed_rows;
-  const int64_t size_a = size_m * kernels_.packed_depth(depth);
-  const int64_t buffer_cols = block.stored_early ? block.max_cols : cols;
+  const int64_t size_a = size_m * packed;
+  const int64_t buffer_cols = block.stored_early ? block.max_cols : group;
   const int64_t size_buffer = c_in_place_ ? 0 : block.buffer_rows * buffer_cols;
-  const int64_t size_k = b_packed || !a_in_place_ ? depth : 0, size_n = b_packed ? cols : 0;
-  const int64_t size_bias = op_.bias == nullptr ? 0 : bias_on_rows_ ? mr * nr : cols;
+  const int64_t size_k = b_packed || !a_in_place_ ? depth : 0, size_n = b_packed ? group : 0;
+  const int64_t size_bias = op_.bias == nullptr ? 0 : bias_on_rows_ ? mr * nr : group;
   Scratch& scratch = Scratch::local();
   scratch.reserve(Scratch::size_of<P>(size_b) + Scratch::size_of<P>(size_a) +
                   Scratch::size_of<T>(size_buffer) + Scratch::size_of<T>(size_bias) +
-                  Scratch::size_of<int64_t>(cols) + PackOffsets::bytes(size_k, size_n, size_m));
+                  Scratch::size_of<int64_t>(group) + PackOffsets::bytes(size_k, size_n, size_m));
   block.packed_b = scratch.template take<P>(size_b);
   block.packed_a = scratch.template take<P>(size_a);
   block.buffer = scratch.template take<T>(size_buffer);
-  block.ld_buffer =
-      steps_.m_c == n1 - n0 ? std::min(buffer_cols, n1 - n0) : buffer_cols;  // as C's, if dense
+  block.ld_buffer = steps_.m_c == cols ? std::min(buffer_cols, cols) : buffer_cols;  // as a dense C
   block.bias = scratch.template take<T>(size_bias);
-  block.n_c = scratch.template take<int64_t>(cols);
+  block.n_c = scratch.template take<int64_t>(group);
   block.offsets.take(scratch, size_k, size_n, size_m);
-  return block;
 }
 
 template <class T, class P>

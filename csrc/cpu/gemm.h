@@ -45,8 +45,12 @@ class Product {
   struct Block;  // one group of columns, a block of it, and their working memory
 
   Item operands(int64_t item) const;
+  bool a_readable_in_place() const;
+  bool reads_a_in_place() const;
   bool reads_b_in_place(int64_t rows, int64_t cols) const;
-  Block plan(int64_t m0, int64_t m1, int64_t n0, int64_t n1) const;
+  void plan_fetching();
+  Block plan(int64_t rows, int64_t cols) const;
+  void reserve(Block& block, int64_t rows, int64_t cols) const;
   void compute_blocks(Block& block, const Item& item, int64_t m0, int64_t m1, int64_t n0,
                       int64_t n1) const;
   void compute_panels(Block& block, const Item& item, int64_t i0, int64_t i1) const;

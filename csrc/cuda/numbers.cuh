@@ -116,10 +116,6 @@ MATCALC_HD inline Acc scaled(Acc value, double factor) {
   }
 }
 template <class Acc>
-MATCALC_HD inline Acc zero() {
-  return Acc{};
-}
-template <class Acc>
 MATCALC_HD inline Acc one() {
   if constexpr (kIsComplex<Acc>) {
     return {1, 0};

@@ -6,14 +6,15 @@
 namespace matcalc {
 namespace {
 
-// The rows of an operand one after the other, in the dtype of intermediate products if asked for:
-// the operand itself where that is how it is stored, else a copy.
+// The rows of an operand one after the other, times `scale`, in the dtype of intermediate products
+// if asked for: the operand itself where that is how it is stored, else a copy.
 class DenseRows {
  public:
   DenseRows(const Call& call, const void* data, const DimList<LoopDim>& rows,
-            int64_t LoopDim::* stride, int64_t entries, int64_t entry_stride, bool intermediate)
+            int64_t LoopDim::* stride, int64_t entries, int64_t entry_stride, bool intermediate,
+            double scale = 1)
       : data_(data), dtype_(intermediate ? call.intermediate_dtype() : call.dtype) {
-    bool dense = dtype_ == call.dtype && (entries == 1 || entry_stride == 1);
+    bool dense = scale == 1 && dtype_ == call.dtype && (entries == 1 || entry_stride == 1);
     int64_t step = entries;
     for (int d = rows.count - 1; d >= 0; step *= rows[d--].size) {
       dense = dense && rows[d].*stride == step;
@@ -24,6 +25,7 @@ class DenseRows {
     data_ = copy_.data;
     ContractionBuilder builder(call, {}, {}, {data}, copy_.data);
     if (intermediate) builder.intermediate_c();
+    builder.set_scale(scale);
     builder.add({.size = entries, .b = entry_stride, .c = 1});
     step = entries;
     for (int d = rows.count - 1; d >= 0; step *= rows[d--].size) {
@@ -153,15 +155,6 @@ bool input_gradients_pay(const Call& call, const SharedForms& forms, bool one) {
 
 namespace {
 
-const void* half(Dtype dtype) {
-  static const double float64[] = {0.5, 0};  // complex128 too
-  static const float float32[] = {0.5f, 0};  // complex64 too
-  return dtype_size(dtype) == 16 || dtype == Dtype::kFloat64 ? static_cast<const void*>(float64)
-                                                             : float32;
-}
-
-}  // namespace
-
 // By way of the matrices V of the rows' forms x1^T V x2:
 //
 //   V[b, i, j] = sum_o conj(g[b, o]) W[o, i, j]                              a matrix product
@@ -171,100 +164,157 @@ const void* half(Dtype dtype) {
 // the blocks up to the diagonal. V is made for some rows and some i at a time, so that it stays in
 // the cache. How many i follows from the shape of W alone: dx2 is summed over them, and must not
 // depend on the rows beside its own.
-void run_input_gradients(const Call& call, const SharedForms& forms, const void* g, void* dx1,
-                         void* dx2) {
-  constexpr int64_t kItemEntries = 4096;          // of V for one row: half of L1
-  constexpr int64_t kCachedEntries = 512 * 1024;  // of V
-  constexpr int64_t kLeastRows = 64;              // they share the packing of W
-  constexpr int64_t kMostParts = 16;              // of i: the partial sums of dx2 in memory
-  const int64_t in1 = forms.in1, in2 = forms.in2, out = forms.out, rows = forms.row_count();
-  const Dtype narrow = call.dtype, wide = call.intermediate_dtype();
-  const int64_t part =
-      std::min(in1, std::max(kItemEntries / in2, (in1 + kMostParts - 1) / kMostParts));
-  const int64_t parts = (in1 + part - 1) / part;
-  const int64_t together = std::min(rows, std::max(kLeastRows, kCachedEntries / (part * in2)));
+class InputGradients {
+ public:
+  InputGradients(const Call& call, const SharedForms& forms, const void* g, void* dx1, void* dx2)
+      : call_(call),
+        forms_(forms),
+        narrow_(call.dtype),
+        wide_(call.intermediate_dtype()),
+        part_(std::min(forms.in1, std::max(kItemEntries / forms.in2,
+                                           (forms.in1 + kMostParts - 1) / kMostParts))),
+        parts_((forms.in1 + part_ - 1) / part_),
+        together_(std::min(forms.row_count(),
+                           std::max(kLeastRows, kCachedEntries / (part_ * forms.in2)))),
+        one_(dx2 == nullptr),
+        p_kept_(one_ || wide_ != narrow_),
+        q_kept_(p_kept_ || parts_ > 1),
+        x1_(call, forms.x1, forms.rows, &LoopDim::a, forms.in1, forms.x1_i, true),
+        x2_(call, forms.x2, forms.rows, &LoopDim::s, forms.in2, forms.x2_j, true),
+        g_(call, g, forms.rows, &LoopDim::c, forms.out, forms.z_o, false),
+        v_(call.intermediate({together_, part_, forms.in2})),
+        dx1_(dx1),
+        dx2_(one_ ? dx1 : dx2) {
+    if (q_kept_) {
+      const int64_t entries = parts_ * forms.in2 + (p_kept_ ? forms.in1 : 0);
+      sums_ = call.intermediate({entries, together_});
+    }
+    if (forms.symmetric && parts_ > 1) {
+      halves_.emplace(call, forms.x1, forms.rows, &LoopDim::a, forms.in1, forms.x1_i, true, 0.5);
+    }
+  }
 
-  const DenseRows x1_rows(call, forms.x1, forms.rows, &LoopDim::a, in1, forms.x1_i, true);
-  const DenseRows x2_rows(call, forms.x2, forms.rows, &LoopDim::s, in2, forms.x2_j, true);
-  const DenseRows g_rows(call, g, forms.rows, &LoopDim::c, out, forms.z_o, false);
-  const Result v = call.intermediate({together, part, in2});
-  // Sums that are no results yet: the parts of dx2, then dx1, each of the rows in hand.
-  const bool one = dx2 == nullptr, p_kept = one || wide != narrow, q_kept = p_kept || parts > 1;
-  const Result sums =
-      q_kept ? call.intermediate({parts * in2 + (p_kept ? in1 : 0), together}) : Result();
-  for (int64_t b = 0; b < rows; b += together) {
-    const int64_t count = std::min(together, rows - b);
-    void* dx1_rows = shifted(dx1, b * in1, narrow);
-    void* dx2_rows = one ? dx1_rows : shifted(dx2, b * in2, narrow);
-    void* p = p_kept ? shifted(sums.data, parts * count * in2, wide) : dx1_rows;
-    void* q = q_kept ? sums.data : dx2_rows;
-    for (int64_t i = 0; i < in1; i += part) {
-      const int64_t height = std::min(part, in1 - i), width = forms.symmetric ? i + height : in2;
-      ContractionBuilder product(call, {g_rows.from(b * out), true}, {},
-                                 {shifted(forms.w, i * forms.w_i, narrow)}, v.data);
-      product.intermediate_c();
-      product.add({.size = count, .a = out, .c = height * width});
-      product.add({.size = height, .b = forms.w_i, .c = width});
-      product.add({.size = width, .b = forms.w_j, .c = 1});
-      product.add({.size = out, .a = 1, .b = forms.w_o});
-      product.run();
-
-      // Of a symmetric W the block on the diagonal is a form of its own.
-      Form form{};
-      form.dtype = form.dtype_d = wide;
-      form.rows = height;
-      form.cols = forms.symmetric ? i : in2;
-      form.a_row = width;
-      form.y = x1_rows.from(b * in1 + i);
-      form.a = v.data;
-      form.x = x2_rows.from(b * in2);
-      form.y_stride = form.a_col = form.x_stride = form.dy_stride = form.dx_stride = 1;
-      form.dy = shifted(p, i, wide);
-      form.dx = shifted(q, i / part * count * in2, wide);
-      form.device = call.device_index;
-      form.batch.push({.size = count,
-                       .y = in1,
-                       .a = height * width,
-                       .x = in2,
-                       .g = 0,
-                       .alpha = 0,
-                       .dy = in1,
-                       .da = 0,
-                       .dx = in2});
-      if (form.cols != 0) call.kernels->form(form);
-      if (forms.symmetric) {
-        form.quadratic = form.symmetric = true;
-        form.cols = height;
-        form.a = shifted(v.data, i, wide);
-        form.x = form.y;
-        if (parts > 1) form.g = half(wide);  // the sum is doubled
-        form.dy = nullptr;
-        form.dx = shifted(form.dx, i, wide);
-        call.kernels->form(form);
+  void run() {
+    for (int64_t row = 0; row < forms_.row_count(); row += together_) {
+      const int64_t count = std::min(together_, forms_.row_count() - row);
+      void* const dx1 = shifted(dx1_, row * forms_.in1, narrow_);
+      void* const dx2 = shifted(dx2_, row * forms_.in2, narrow_);
+      void* const q = q_kept_ ? sums_.data : dx2;
+      void* const p = p_kept_ ? shifted(q, parts_ * count * forms_.in2, wide_) : dx1;
+      for (int64_t i = 0; i < forms_.in1; i += part_) {
+        const int64_t height = std::min(part_, forms_.in1 - i);
+        const int64_t width = forms_.symmetric ? i + height : forms_.in2;
+        make_matrices(row, count, i, height, width);
+        multiply(row, count, i, height, width, p,
+                 shifted(q, i / part_ * count * forms_.in2, wide_));
       }
+      if (p_kept_ && !one_) round(p, count * forms_.in1, dx1);
+      if (q_kept_) add_parts(q, count, dx2);
     }
-    if (p_kept && !one) {
-      ContractionBuilder rounding(call, {}, {}, {p}, dx1_rows);
-      rounding.intermediate_b();
-      rounding.add({.size = count * in1, .b = 1, .c = 1});
-      rounding.run();
-    }
-    // The columns of a part of a symmetric W get sums from it and the parts below it, and, from the
-    // second part on, of the rows left of the diagonal block.
-    const int64_t columns = forms.symmetric ? part : in2;
-    for (int64_t j = 0; q_kept && j < in2; j += columns) {
+  }
+
+ private:
+  static constexpr int64_t kItemEntries = 4096;          // of V for one row: half of L1
+  static constexpr int64_t kCachedEntries = 512 * 1024;  // of V
+  static constexpr int64_t kLeastRows = 64;              // they share the packing of W
+  static constexpr int64_t kMostParts = 16;              // of i: the partial sums of dx2 in memory
+
+  // V for `count` rows, of i ... i + height.
+  void make_matrices(int64_t row, int64_t count, int64_t i, int64_t height, int64_t width) {
+    const int64_t out = forms_.out;
+    ContractionBuilder product(call_, {g_.from(row * out), true}, {},
+                               {shifted(forms_.w, i * forms_.w_i, narrow_)}, v_.data);
+    product.intermediate_c();
+    product.add({.size = count, .a = out, .c = height * width});
+    product.add({.size = height, .b = forms_.w_i, .c = width});
+    product.add({.size = width, .b = forms_.w_j, .c = 1});
+    product.add({.size = out, .a = 1, .b = forms_.w_o});
+    product.run();
+  }
+
+  // p[i ... i + height] = V x2 and q = V^T x1. Of a symmetric W the block on the diagonal is a form
+  // of its own, q = 2 V x1, or, where the sum of the parts is doubled in the end, of x1 / 2.
+  void multiply(int64_t row, int64_t count, int64_t i, int64_t height, int64_t width, void* p,
+                void* q) {
+    const int64_t in1 = forms_.in1, in2 = forms_.in2;
+    Form form{};
+    form.dtype = form.dtype_d = wide_;
+    form.rows = height;
+    form.cols = forms_.symmetric ? i : in2;
+    form.a_row = width;
+    form.y = x1_.from(row * in1 + i);
+    form.a = v_.data;
+    form.x = x2_.from(row * in2);
+    form.y_stride = form.a_col = form.x_stride = form.dy_stride = form.dx_stride = 1;
+    form.dy = shifted(p, i, wide_);
+    form.dx = q;
+    form.device = call_.device_index;
+    form.batch.push({.size = count,
+                     .y = in1,
+                     .a = height * width,
+                     .x = in2,
+                     .g = 0,
+                     .alpha = 0,
+                     .dy = in1,
+                     .da = 0,
+                     .dx = in2});
+    if (form.cols != 0) call_.kernels->form(form);
+    if (!forms_.symmetric) return;
+    form.quadratic = form.symmetric = true;
+    form.cols = height;
+    form.a = shifted(v_.data, i, wide_);
+    form.x = form.y = (halves_.has_value() ? *halves_ : x1_).from(row * in1 + i);
+    form.dy = nullptr;
+    form.dx = shifted(q, i, wide_);
+    call_.kernels->form(form);
+  }
+
+  void round(const void* p, int64_t size, void* dx1) {
+    ContractionBuilder rounding(call_, {}, {}, {p}, dx1);
+    rounding.intermediate_b();
+    rounding.add({.size = size, .b = 1, .c = 1});
+    rounding.run();
+  }
+
+  // dx2 = the sum of q over the parts, and of p where dx1 is dx2. The columns of a part of a
+  // symmetric W get sums from it and the parts below it, and, from the second part on, of the rows
+  // left of the diagonal block.
+  void add_parts(const void* q, int64_t count, void* dx2) {
+    const int64_t in2 = forms_.in2, columns = forms_.symmetric ? part_ : in2;
+    for (int64_t j = 0; j < in2; j += columns) {
       const int64_t first = j / columns;
-      const bool with_p = forms.symmetric ? j > 0 : one;
-      ContractionBuilder sum(call, {}, {}, {shifted(q, first * count * in2 + j, wide)},
-                             shifted(dx2_rows, j, narrow));
+      const bool with_p = forms_.symmetric ? j > 0 : one_;
+      ContractionBuilder sum(call_, {}, {}, {shifted(q, first * count * in2 + j, wide_)},
+                             shifted(dx2, j, narrow_));
       sum.intermediate_b();
       sum.add({.size = count, .b = in2, .c = in2});
       sum.add({.size = std::min(columns, in2 - j), .b = 1, .c = 1});
-      sum.add({.size = parts - first + (with_p ? 1 : 0), .b = count * in2});
-      if (forms.symmetric && parts > 1) sum.set_scale(2);
+      sum.add({.size = parts_ - first + (with_p ? 1 : 0), .b = count * in2});
+      if (halves_.has_value()) sum.set_scale(2);
       sum.run();
     }
   }
+
+  const Call& call_;
+  const SharedForms& forms_;
+  const Dtype narrow_, wide_;
+  const int64_t part_, parts_;  // of i: how many at a time
+  const int64_t together_;      // rows in hand
+  const bool one_;              // the sum of both gradients is asked for
+  // Whether sums are kept that are no results yet: dx1 of the rows in hand, and the parts of dx2.
+  const bool p_kept_, q_kept_;
+  const DenseRows x1_, x2_, g_;
+  std::optional<DenseRows> halves_;  // of x1, for the diagonal blocks of a symmetric W
+  const Result v_;
+  Result sums_;  // q, then p
+  void *const dx1_, *const dx2_;
+};
+
+}  // namespace
+
+void run_input_gradients(const Call& call, const SharedForms& forms, const void* g, void* dx1,
+                         void* dx2) {
+  InputGradients(call, forms, g, dx1, dx2).run();
 }
 
 }  // namespace matcalc

@@ -12,8 +12,8 @@
 #include <torch/csrc/stable/c/shim.h>
 
 #include "../kernels.h"
-#include "check.h"
 #include "device.h"
+#include "errors.h"
 
 namespace matcalc {
 
