@@ -276,12 +276,17 @@ def main() -> int:
                 traceback.print_exc()
         if not rows:
             continue
-        print_rows(rows, console)
-        if arguments.out:
-            write_json(arguments.out / f"{name}.json", where, rows)
-            plot_ratios(arguments.out / f"{name}.png", name, where, rows)
+        try:
+            print_rows(rows, console)
+            if arguments.out:
+                write_json(arguments.out / f"{name}.json", where, rows)
+                plot_ratios(arguments.out / f"{name}.png", name, where, rows)
+        except Exception:  # the other tables are wanted all the same
+            failed += 1
+            console.print(f"[red]FAILED table {name}")
+            traceback.print_exc()
     if failed:
-        console.print(f"[red]{failed} cases failed")
+        console.print(f"[red]{failed} failed")
     return int(failed > 0)
 
 

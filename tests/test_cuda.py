@@ -174,6 +174,7 @@ def test_works_on_the_current_stream(op):
 
 
 @EACH_OP
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # that it is a prototype
 def test_does_not_wait_for_the_gpu(op):
     """Neither by torch nor beside it: the GPU is still at the work from before the call."""
     args, grad = with_grad(op, SPLIT[op.name])
@@ -455,3 +456,37 @@ def test_autocast_as_torch():
         bound = to_double(a).abs() @ to_double(b).abs()
         lowered = to_double(a.to(got.dtype)) @ to_double(b.to(got.dtype))
         assert_near(got, lowered, bound, 70)
+
+
+# --------------------------------------------------------------------------------------------
+# Which kernels run: the right numbers would come from slower ones too
+
+
+def kernels_of(function):
+    function()
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as seen:
+        function()
+        torch.cuda.synchronize()
+    names = [event.name for event in seen.events()]
+    if not names:
+        pytest.skip("torch's profiler sees no kernels on this machine")
+    return " ".join(names)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("columns", [1536, 3072])  # tiles of 128 columns, and of 256
+def test_hopper_multiplies_by_warpgroups(dtype, columns):
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("this GPU is no Hopper")
+    a, b = arguments(((768, 64), (64, columns)), dtype)
+    assert "wgmma_gemm" in kernels_of(lambda: matcalc_ext.matmul(a, b))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_tensor_cores_multiply(dtype):
+    if torch.cuda.get_device_capability()[0] < 8:
+        pytest.skip("this GPU is older than the instructions")
+    a, b = arguments(((512, 512), (512, 512)), dtype)
+    assert "mma_gemm" in kernels_of(lambda: matcalc_ext.matmul(a, b))
