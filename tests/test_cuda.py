@@ -466,7 +466,7 @@ def kernels_of(function):
     function()
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as seen:
+    with torch.profiler.profile(activities=activities, acc_events=True) as seen:
         function()
         torch.cuda.synchronize()
     names = [event.name for event in seen.events()]

@@ -99,15 +99,6 @@ constexpr int kFormRows = 8;
 // Numbers on their way.
 
 template <class Acc>
-__device__ __forceinline__ Acc shuffle_xor(Acc value, int with) {
-  if constexpr (kIsComplex<Acc>) {
-    return {__shfl_xor_sync(0xffffffffu, value.re, with),
-            __shfl_xor_sync(0xffffffffu, value.im, with)};
-  } else {
-    return __shfl_xor_sync(0xffffffffu, value, with);
-  }
-}
-template <class Acc>
 __device__ __forceinline__ Acc shuffle_from(Acc value, int lane, int width) {
   if constexpr (kIsComplex<Acc>) {
     return {__shfl_sync(0xffffffffu, value.re, lane, width),

@@ -97,16 +97,6 @@ __device__ __forceinline__ Part part_of(const Gemv& gemv, const GemvPlan& plan, 
   return {0, 1, begin, static_cast<int>(std::min(gemv.k_run - begin, plan.depth))};
 }
 
-template <class Acc>
-__device__ __forceinline__ Acc shuffle_xor(Acc value, int with) {
-  if constexpr (kIsComplex<Acc>) {
-    return {__shfl_xor_sync(0xffffffff, value.re, with),
-            __shfl_xor_sync(0xffffffff, value.im, with)};
-  } else {
-    return __shfl_xor_sync(0xffffffff, value, with);
-  }
-}
-
 // A sum as it goes into C.
 template <class Acc>
 __device__ __forceinline__ Acc finished(const Gemv& gemv, int64_t line, Acc sum) {

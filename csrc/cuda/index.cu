@@ -51,8 +51,7 @@ Offsets make_offsets(const StridedDims& dims, const Device& device, Workspace& w
   }
   auto* table =
       static_cast<int64_t*>(workspace.take(static_cast<size_t>(offsets.numel) * sizeof(int64_t)));
-  const int64_t blocks =
-      std::min<int64_t>((offsets.numel + kTableThreads - 1) / kTableThreads, 4096);
+  const int64_t blocks = std::min<int64_t>(ceil_div(offsets.numel, kTableThreads), 4096);
   launch("fill_table", fill_table, blocks, kTableThreads, 0, device, merged, offsets.numel, table);
   offsets.table = table;
   return offsets;

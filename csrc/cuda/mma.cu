@@ -13,6 +13,8 @@
 
 #include <algorithm>
 
+#include "storage.cuh"
+
 namespace matcalc::cuda {
 namespace {
 
@@ -59,10 +61,6 @@ bool worth_tiles(const Gemm& gemm, Dtype numbers) {
 // ---------------------------------------------------------------------------------------------
 // Layouts
 
-bool aligned(const void* data, int64_t bytes) {
-  return reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(bytes) == 0;
-}
-
 // Whether every step, but the one of 1 along the contiguous direction, is a multiple of `numbers`.
 bool steps_divide(const Offsets& offsets, int64_t numbers, bool contiguous = false) {
   if (offsets.table != nullptr) return false;
@@ -80,7 +78,7 @@ bool is_plain(const View& view, Dtype numbers, Major& major) {
   if (width != 1 && depth != 1) return false;
   major = depth == 1 ? Major::kDepth : Major::kWidth;
   const int64_t step = depth == 1 ? width : depth;
-  return step % per_chunk == 0 && aligned(view.data, kChunkBytes) &&
+  return step % per_chunk == 0 && is_aligned(view.data, kChunkBytes) &&
          steps_divide(view.batch, per_chunk);
 }
 
@@ -110,7 +108,7 @@ bool in_chunks(const View& view, Major major, const Offsets* scale, Dtype number
   const Offsets& across = major == Major::kDepth ? view.width : view.depth;
   return in_runs(along, 1, per_chunk) && steps_divide(along, per_chunk, true) &&
          steps_divide(across, per_chunk) && steps_divide(view.batch, per_chunk) &&
-         aligned(view.data, per_chunk * dtype_size(view.dtype)) &&
+         is_aligned(view.data, per_chunk * dtype_size(view.dtype)) &&
          (scale == nullptr || in_runs(*scale, 0, per_chunk));
 }
 
@@ -118,7 +116,8 @@ bool in_chunks(const View& view, Major major, const Offsets* scale, Dtype number
 bool stores_chunks(const Gemm& gemm) {
   const int64_t numbers = gemm.dtype == Dtype::kFloat64 ? 2 : 4;
   return gemm.n_c.step() == 1 && steps_divide(gemm.m_c, numbers) &&
-         steps_divide(gemm.batch_c, numbers) && aligned(gemm.c, numbers * dtype_size(gemm.dtype_c));
+         steps_divide(gemm.batch_c, numbers) &&
+         is_aligned(gemm.c, numbers * dtype_size(gemm.dtype_c));
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -143,7 +142,7 @@ Plan choose_plan(const Gemm& gemm, Dtype numbers, MmaSize largest, int64_t multi
   constexpr int64_t kLeastSteps = 8;  // of a split: below, filling the ring is most of it
   constexpr double kSplitBytes = 20 * 500 / 10;
   const int64_t depth = kDepthBytes / dtype_size(numbers);
-  const int64_t steps = std::max<int64_t>(1, (gemm.k + depth - 1) / depth);
+  const int64_t steps = std::max<int64_t>(1, ceil_div(gemm.k, depth));
   const double sums_bytes = 2.0 * (numbers == Dtype::kFloat64 ? 8 : 4) *
                             static_cast<double>(gemm.items) * static_cast<double>(gemm.m) *
                             static_cast<double>(gemm.n);
@@ -154,13 +153,13 @@ Plan choose_plan(const Gemm& gemm, Dtype numbers, MmaSize largest, int64_t multi
     const int64_t rows = mma_rows(size), cols = mma_cols(size);
     const int64_t step_cost = kStep[static_cast<int>(size)];
     const int64_t block_cost = kBlock[static_cast<int>(size)];
-    const double tiles = static_cast<double>((gemm.m + rows - 1) / rows) *
-                         static_cast<double>((gemm.n + cols - 1) / cols) *
+    const double tiles = static_cast<double>(ceil_div(gemm.m, rows)) *
+                         static_cast<double>(ceil_div(gemm.n, cols)) *
                          static_cast<double>(gemm.items);
     const auto units = static_cast<double>(multiprocessors);
     const auto consider = [&](int64_t splits) {
-      const int64_t split_steps = (steps + splits - 1) / splits;
-      splits = (steps + split_steps - 1) / split_steps;  // none of them empty
+      const int64_t split_steps = ceil_div(steps, splits);
+      splits = ceil_div(steps, split_steps);  // none of them empty
       const double rounds = std::ceil(tiles * static_cast<double>(splits) / units);
       double cost = rounds * static_cast<double>(split_steps * step_cost + block_cost);
       if (splits > 1) {
@@ -240,7 +239,7 @@ bool run_mma(const Gemm& gemm, const Device& device, Workspace& workspace) {
                                 device.limits().multiprocessors);
   variant.size = plan.size;
   const int64_t rows = mma_rows(plan.size), cols = mma_cols(plan.size);
-  const int64_t tiles_m = (gemm.m + rows - 1) / rows, tiles_n = (gemm.n + cols - 1) / cols;
+  const int64_t tiles_m = ceil_div(gemm.m, rows), tiles_n = ceil_div(gemm.n, cols);
   // Further than this a grid does not go, nor a block's count of steps. No memory holds such an
   // operand, unless it repeats itself.
   if (static_cast<double>(tiles_m) * static_cast<double>(tiles_n) *

@@ -162,5 +162,16 @@ void with_dtype(Dtype dtype, F&& body) {
   }
 }
 
+// The value of the lane whose number differs by the bits of `with`.
+template <class Acc>
+__device__ __forceinline__ Acc shuffle_xor(Acc value, int with) {
+  if constexpr (kIsComplex<Acc>) {
+    return {__shfl_xor_sync(0xffffffffu, value.re, with),
+            __shfl_xor_sync(0xffffffffu, value.im, with)};
+  } else {
+    return __shfl_xor_sync(0xffffffffu, value, with);
+  }
+}
+
 }  // namespace cuda
 }  // namespace matcalc

@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class Acc, int kRun>
 void start(const Gemm& gemm, const Device& device, const void* partial, int64_t splits) {
   constexpr int64_t kPerBlock = kThreads * kRun;
-  const int64_t wanted = (gemm.items * gemm.m * gemm.n + kPerBlock - 1) / kPerBlock;
+  const int64_t wanted = ceil_div(gemm.items * gemm.m * gemm.n, kPerBlock);
   const int64_t blocks = std::min<int64_t>(wanted, 16 * device.limits().multiprocessors);
   launch("add_splits", add_splits_kernel<Acc, kRun>, blocks, kThreads, 0, device, gemm,
          static_cast<const Acc*>(partial), splits, stores_packs(gemm, kRun));

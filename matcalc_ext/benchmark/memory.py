@@ -13,7 +13,8 @@ def peak_of(function: Call) -> int:
     The buffers that matcalc_ext's threads keep are not among them: see _C.cpu_scratch_bytes.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else each profile writes two lines
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    # acc_events: without it torch 2.11 warns of a second cycle, of which there is none.
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
         result = function()
     del result
     assert seen.profiler is not None
