@@ -44,6 +44,19 @@ def test_float32_is_lowered(op, low):
 
 
 @EACH_LOW
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_quadratic_layer_is_lowered_with_its_bias(bias, low):
+    layer = here(matcalc_ext.nn.Quadratic(7, 3, bias=bias))
+    x = draw((5, 7), torch.float32)
+    with autocast(low):
+        out = layer(x)
+    assert out.dtype == low
+    torch.testing.assert_close(out.float(), layer(x), rtol=0.05, atol=0.05)
+    out.sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in layer.parameters())
+
+
+@EACH_LOW
 @pytest.mark.parametrize("name", DIRECT)
 def test_direct_calls_are_lowered_too(name, low):
     args = arguments(shapes_of(BY_NAME[name]), torch.float32, requires_grad=True)

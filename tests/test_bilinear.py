@@ -82,6 +82,19 @@ def test_empty(shapes, dtype):
     check_gradients(bilinear, *args)
 
 
+@pytest.mark.parametrize("shapes", [((0, 64), (64, 1), (0, 1)), ((0, 4), (4, 5), (0, 5))], ids=str)
+def test_no_items_of_expanded_vectors(shapes):
+    """A batch of no items has the strides of a vector that several items share."""
+    y, A, x = arguments(shapes)
+    for views in (
+        (y, A, draw((1, x.shape[1])).expand(x.shape)),
+        (draw((1, y.shape[1])).expand(y.shape), A, x),
+        (y, A, draw(x.shape[::-1]).mT),
+        (draw(y.shape[::-1]).mT, A, x),
+    ):
+        check_gradients(bilinear, *views)
+
+
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 def test_gradients_are_the_closed_forms(dtype):
     """dy = A x, dA = y xᵀ, dx = Aᵀ y, number for number on small integers."""

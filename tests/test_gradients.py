@@ -306,6 +306,42 @@ def test_tangents_and_infinities():
     assert tangent.item() == torch.inf
 
 
+@pytest.mark.parametrize("rows", [(), (1,), (4,)], ids=str)
+@pytest.mark.parametrize("name", ["linear", "nn_bilinear"])
+def test_the_tangent_of_a_bias_stays_the_callers(name, rows):
+    """What is done in place to the output must not reach it."""
+    *others, bias = arguments(
+        {
+            "linear": ((*rows, 3), (5, 3), (5,)),
+            "nn_bilinear": ((*rows, 3), (*rows, 2), (5, 3, 2), (5,)),
+        }[name]
+    )
+    direction = torch.ones_like(bias)
+    tangent = torch.func.jvp(
+        lambda b: BY_NAME[name].ours(*others, b).mul_(3) + b, (bias,), (direction,)
+    )[1]
+    assert torch.equal(direction, torch.ones_like(bias))
+    assert torch.equal(tangent, torch.full_like(tangent, 4))
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@EACH_ONCE
+def test_batched_gradients_in_a_dual_level(op, family, create_graph):
+    args = arguments(op.families[family])
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(t.requires_grad_(), draw(t.shape)) for t in args]
+
+        def jacobian(function):
+            out = function(*duals) ** 2
+            units = here(torch.eye(out.numel(), dtype=out.dtype)).reshape(-1, *out.shape)
+            return torch.autograd.grad(
+                out, duals, units, is_grads_batched=True, create_graph=create_graph
+            )
+
+        for got, expected in zip(jacobian(op.ours), jacobian(op.plain), strict=True):
+            torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize("name", ["linear", "nn_bilinear"])
 def test_batched_gradients_without_an_output(name):
     shapes = {

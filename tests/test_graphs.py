@@ -39,9 +39,27 @@ def test_a_graph_of_make_fx_has_derivatives(op, mode, keeps, monkeypatch):
         torch.testing.assert_close(got, expected)
 
 
+@EACH_OP
+def test_a_graph_made_before_dispatch_has_derivatives(op):
+    """Beside another term, whose graph would hide that one of ours is missing."""
+    args = arguments(next(iter(op.families.values())), requires_grad=True)
+
+    def with_more(function):
+        return lambda *t: function(*t).sum() + sum((one**2).sum() for one in t)
+
+    graph = make_fx(with_more(op.ours), pre_dispatch=True)(*args)
+    assert targets(graph) == {op.name.removesuffix("_symmetric")}
+    got = torch.autograd.grad(graph(*args), args)
+    for one, expected in zip(
+        got, torch.autograd.grad(with_more(op.plain)(*args), args), strict=True
+    ):
+        torch.testing.assert_close(one, expected)
+
+
+@pytest.mark.parametrize("before_dispatch", [False, True], ids=["after", "before_dispatch"])
 @pytest.mark.parametrize("keeps", [False, True], ids=["plain", "keeps_products"])
 @EACH_OP
-def test_a_graph_of_a_gradient_has_derivatives(op, keeps, monkeypatch):
+def test_a_graph_of_a_gradient_has_derivatives(op, keeps, before_dispatch, monkeypatch):
     if keeps:
         monkeypatch.setattr(_function, "_KEEP_FROM", 0)
     args = arguments(next(iter(op.families.values())))
@@ -55,7 +73,7 @@ def test_a_graph_of_a_gradient_has_derivatives(op, keeps, monkeypatch):
         return gradient
 
     leaves = [t.clone().requires_grad_() for t in args]
-    graph = make_fx(first(op.ours))(*leaves)
+    graph = make_fx(first(op.ours), pre_dispatch=before_dispatch)(*leaves)
     assert not any(name.startswith("_") for name in targets(graph))
     torch.testing.assert_close(graph(*args), first(op.plain)(*args))
 

@@ -123,6 +123,21 @@ def test_half_and_float_methods():
     assert layer.float()(x.float()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("change", ["double", "resize"])
+def test_a_bias_that_is_another_by_the_backward_pass(change):
+    """Its values are not read there, so that it may change; torch.nn.Linear lets it, too."""
+    layer = here(mc.nn.Linear(3, 4))
+    out = layer(here(torch.ones(2, 3)))
+    if change == "double":
+        layer.double()
+        out.sum().backward()
+        assert layer.bias.grad.tolist() == [2, 2, 2, 2]
+    else:
+        layer.bias.data = here(torch.zeros(7))
+        weight = layer.weight
+        assert torch.equal(torch.autograd.grad(out.sum(), weight)[0], torch.full_like(weight, 2))
+
+
 @KIND
 def test_inputs_that_are_not_contiguous(kind):
     wide = [torch.cat([x, x], -1).mT for x in inputs_of(kind, (6, 6))]

@@ -242,6 +242,33 @@ def test_vmap_refuses_what_one_sample_would():
         vmap(matcalc_ext.linear)(torch.ones(4, 3), torch.ones(4, 2, 3), torch.ones(4, 3))
 
 
+@pytest.mark.parametrize(
+    ("shapes", "in_dims"),
+    [
+        (((0, 4, 3), (0, 5, 3), (0, 5)), (0, 0, 0)),
+        (((6, 2), (6, 0, 2), (6, 0)), (0, 0, 0)),
+        (((6, 4, 2), (0, 2), (6, 0)), (0, None, 0)),
+        (((4, 3), (0, 5, 3), (5,)), (None, 0, None)),
+    ],
+    ids=str,
+)
+def test_vmap_of_linear_without_samples_or_outputs(shapes, in_dims):
+    args = arguments(shapes, requires_grad=True)
+    got = vmap(matcalc_ext.linear, in_dims)(*args)
+    expected = vmap(torch.nn.functional.linear, in_dims)(*args)
+    assert got.shape == expected.shape
+    for got_grad, t in zip(torch.autograd.grad(got.sum(), args), args, strict=True):
+        assert torch.equal(got_grad, torch.zeros_like(t))
+    loss = grad_of_all(matcalc_ext.linear)
+    assert [t.shape for t in vmap(loss, in_dims)(*args)] == [
+        t.shape for t in vmap(grad_of_all(torch.nn.functional.linear), in_dims)(*args)
+    ]
+
+
+def grad_of_all(function):
+    return grad(lambda *t: (function(*t) ** 2).sum(), (0, 1, 2))
+
+
 # --------------------------------------------------------------------------------------------
 # The rest
 

@@ -107,7 +107,7 @@ void run_shared_gradients(const Call& call, const Operand& g, const Operand& y, 
   for_y.add({.size = n, .a = 1, .b = A.stride(col)});
   for_A.add({.size = m, .b = y.stride(1), .c = dA.stride(row)});
   for_A.add({.size = n, .a = 1, .c = dA.stride(col)});
-  first.run();
+  if (u.numel != 0) first.run();
   if (dy != nullptr) for_y.run();
   for_A.run();
 }

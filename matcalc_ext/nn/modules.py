@@ -172,7 +172,8 @@ class Quadratic(torch.nn.Module):
             )
         rows = torch.unsqueeze(input, -2)
         forms = quadratic(rows, self.weight, symmetric=self.symmetric)
-        return forms if self.bias is None else forms + self.bias
+        # Under autocast the forms have its dtype, as a bias among the operands would.
+        return forms if self.bias is None else forms + self.bias.to(forms.dtype)
 
     def extra_repr(self) -> str:
         """Return the arguments of the constructor, as the text of a module shows them."""

@@ -17,7 +17,7 @@ from ._function import (
     Grads,
     autocast,
     autocast_active,
-    dynamo_tracing,
+    backward_traced,
     fast_apply,
     grad_enabled,
     may_be_differentiated_again,
@@ -107,16 +107,16 @@ def backward_route(name: str, function: type[Function]) -> Callable[..., Grads]:
     inner, apply = _ops.entry(name), fast_apply(function)
 
     def route(*args: Any) -> Grads:
-        if dynamo_tracing():
+        if backward_traced():
             return getattr(torch.ops.matcalc_ext, name)(*args)  # type: ignore[no-any-return]
         if transforms_active():
             return function.apply(*args)  # type: ignore[no-any-return]
         if forward_ad._current_level >= 0 or grad_enabled():
             args = tuple(unwrap(arg) if isinstance(arg, Tensor) else arg for arg in args)
-            grads: Grads = apply(*args)
-            if any_batched(grads):
+            batched = forward_ad._current_level >= 0 and any_batched(args)
+            if batched or any_batched(grads := apply(*args)):
                 return legacy_vmap(function.vmap, *args)  # type: ignore[no-any-return]
-            return grads
+            return grads  # type: ignore[no-any-return]
         return inner(*args)  # type: ignore[no-any-return]
 
     register(name, function, route, apply)

@@ -2,7 +2,7 @@
 
 A public function takes one of four ways, from the rarest to the cheapest:
 
-1. torch.compile or torch.jit.trace is at work: the dispatcher op, which the graph keeps as a node.
+1. A graph is being made, by torch.compile say: the dispatcher op, which it keeps as a node.
 2. A torch.func transform is active: `Function.apply`, which knows the transforms (20 us).
 3. A gradient or a tangent is wanted: the `apply` of the C base class of Function (5 us). It runs
    the same static methods, without binding a signature at each call first.
@@ -18,7 +18,7 @@ docstrings of the Functions leave them out, but for those of matmul (Bᴴ).
 """
 
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from operator import and_
 from typing import Any
 
@@ -29,10 +29,13 @@ from torch.autograd import Function, forward_ad
 # Looked up once: they are used at each call.
 transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 autocast_active: Callable[[], bool] = torch._C._is_any_autocast_enabled
-compiling: Callable[[], bool] = torch.compiler.is_compiling
-# A formula of a Function: compiled autograd traces what a backward pass calls.
-dynamo_tracing: Callable[[], bool] = torch.compiler.is_dynamo_compiling
-tracing: Callable[[], bool] = torch._C._is_tracing  # by torch.jit.trace
+_compiling: Callable[[], bool] = torch.compiler.is_compiling
+_dynamo_tracing: Callable[[], bool] = torch.compiler.is_dynamo_compiling
+_jit_tracing: Callable[[], bool] = torch._C._is_tracing
+_function_modes: Callable[[], int] = torch._C._len_torch_function_stack
+_before_dispatch: Callable[[], bool] = partial(
+    torch._C._dispatch_tls_is_dispatch_key_included, torch._C.DispatchKey.PreDispatch
+)
 grad_enabled: Callable[[], bool] = torch.is_grad_enabled
 # A tensor that outlived its transform (one saved for the backward pass of torch.func.vjp, say)
 # stands for the tensor inside it; the dispatcher unwraps it, Function's C base class does not.
@@ -40,6 +43,23 @@ unwrap: Callable[[Tensor], Tensor] = torch._C._functorch.unwrap_if_dead
 is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
 
 Grads = tuple[Tensor | None, ...]
+
+
+def traced() -> bool:
+    """Whether a graph is made of what is called, and made before autograd: it holds the public op.
+
+    By torch.compile, torch.export, torch.jit.trace or make_fx(pre_dispatch=True). The last is a
+    function mode too, which is the cheaper one to ask for.
+    """
+    return _compiling() or _jit_tracing() or (_function_modes() > 0 and _before_dispatch())
+
+
+def backward_traced() -> bool:
+    """The same of what a backward pass calls: compiled autograd traces that.
+
+    Function modes are off there.
+    """
+    return _dynamo_tracing() or _before_dispatch()
 
 
 def fast_apply(
@@ -64,7 +84,7 @@ def by_formulas() -> bool:
     It is differentiated itself, or runs inside a transform, or is traced.
     """
     return (
-        grad_enabled() or forward_ad._current_level >= 0 or transforms_active() or dynamo_tracing()
+        grad_enabled() or forward_ad._current_level >= 0 or transforms_active() or backward_traced()
     )
 
 
@@ -188,6 +208,11 @@ def tangents(terms: Sequence[Grads], *likes: Tensor | None) -> Grads:
         None if like is None else torch.zeros_like(like) if total is None else total
         for total, like in zip(add_all(terms, len(likes)), likes, strict=True)
     )
+
+
+def contiguous_copy(tangent: Tensor) -> Tensor:
+    """What a rule returns of a tangent as it is: the caller may change its own in place."""
+    return tangent.clone(memory_format=torch.contiguous_format)
 
 
 # --------------------------------------------------------------------------------------------

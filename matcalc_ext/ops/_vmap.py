@@ -1,6 +1,6 @@
 """Helpers for the vmap rules, and for torch's first vmap, by which autograd batches gradients."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -90,6 +90,10 @@ def legacy_vmap(rule: Callable[..., Any], *args: Any) -> Any:
     raise RuntimeError("matcalc_ext: batched tensors outside of the vmap that made them")
 
 
-def any_batched(grads: Grads) -> bool:
-    """Whether a call under the vmap of `legacy_vmap` brought these."""
-    return any(grad is not None and is_batched(grad) for grad in grads)
+def any_batched(args: Iterable[Any]) -> bool:
+    """Whether any of these belongs to the vmap of `legacy_vmap`, or came of a call under it.
+
+    Asked of what comes out, which takes one question. In a dual level the arguments are asked:
+    there the rule for tangents would meet them, and that vmap knows no tangents.
+    """
+    return any(isinstance(arg, Tensor) and is_batched(arg) for arg in args)

@@ -16,7 +16,6 @@ from ._function import (
     autocast,
     autocast_active,
     by_formulas,
-    compiling,
     fast_apply,
     forward_rule,
     grad_enabled,
@@ -24,13 +23,13 @@ from ._function import (
     needed,
     save,
     tangents,
-    tracing,
+    traced,
     transforms_active,
     unread,
     unwrap,
     worth_keeping,
 )
-from ._vmap import batch_first, legacy_vmap, logical_shape, sample_shapes
+from ._vmap import any_batched, batch_first, legacy_vmap, logical_shape, sample_shapes
 
 _forward = _ops.entry("bilinear")
 _backward = _ops.entry("bilinear_backward")
@@ -256,10 +255,10 @@ def apply_bilinear(y: Tensor, A: Tensor, x: Tensor) -> Tensor:
         (y.requires_grad or A.requires_grad or x.requires_grad) and grad_enabled()
     ):
         y, A, x = unwrap(y), unwrap(A), unwrap(x)
-        alpha: Tensor = _apply(y, A, x)
-        if is_batched(alpha):
+        batched = forward_ad._current_level >= 0 and any_batched((y, A, x))
+        if batched or is_batched(alpha := _apply(y, A, x)):
             return legacy_vmap(Bilinear.vmap, y, A, x)  # type: ignore[no-any-return]
-        return alpha
+        return alpha  # type: ignore[no-any-return]
     return _forward(y, A, x)  # type: ignore[no-any-return]
 
 
@@ -299,7 +298,7 @@ def bilinear(y: Tensor, A: Tensor, x: Tensor) -> Tensor:
         >>> matcalc_ext.bilinear(torch.tensor([1.0, 0.0, -1.0]), A, torch.tensor([0.5, 1.0]))
         tensor(-6.)
     """
-    if compiling() or tracing():
+    if traced():
         return torch.ops.matcalc_ext.bilinear(y, A, x)  # type: ignore[no-any-return]
     try:
         if autocast_active():

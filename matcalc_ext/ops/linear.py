@@ -1,6 +1,7 @@
 # mypy: disable-error-code="override"
 """The linear map z = x Wᵀ + b."""
 
+import math
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ._function import (
     autocast,
     autocast_active,
     by_formulas,
-    compiling,
+    contiguous_copy,
     fast_apply,
     forward_rule,
     grad_enabled,
@@ -24,12 +25,12 @@ from ._function import (
     needed,
     save,
     tangents,
-    tracing,
+    traced,
     transforms_active,
     unread,
     unwrap,
 )
-from ._vmap import batch_first, legacy_vmap, logical_shape
+from ._vmap import any_batched, batch_first, legacy_vmap, logical_shape
 from .matmul import Matmul, MatmulBackward
 
 _forward = _ops.entry("linear")
@@ -52,7 +53,7 @@ class Linear(Function):
         if grad is None:
             return None, None, None
         input, weight, *saved = ctx.saved_tensors
-        bias = saved[0] if saved else ctx.bias
+        bias = saved[0] if saved else _bias_as_it_was(ctx, input)
         needs = needed(ctx, grad, grad)
         if by_formulas():
             return apply_linear_backward(grad, input, weight, bias, *needs)
@@ -94,9 +95,9 @@ class Linear(Function):
             weights = weight.movedim(w_dim, 0)
             transposed = weights.mT if len(w_shape) == 2 else weights
             z, _ = Matmul.vmap(info, (x_dim, 0), input, transposed)
-        if bias is not None:
+        if bias is not None and b_shape is not None:
             bias = bias.unsqueeze(0) if b_dim is None else bias.movedim(b_dim, 0)
-            bias = bias.reshape(bias.shape[0], -1)
+            bias = bias.reshape(bias.shape[0], math.prod(b_shape))
             last = bias.shape[1:] if len(w_shape) == 2 else ()
             z = z + bias.reshape(bias.shape[0], *[1] * (z.dim() - 1 - len(last)), *last)
         return z, 0
@@ -116,7 +117,8 @@ def _differential(
     if dx is not None:
         return apply_linear(dx, weight, db)
     if db is not None:
-        return _spread(db, _ops.linear_shape("linear", x.shape, weight.shape, db.shape))
+        shape = _ops.linear_shape("linear", x.shape, weight.shape, db.shape)
+        return contiguous_copy(_spread(db, shape))
     return None
 
 
@@ -210,11 +212,24 @@ class LinearBackward(Function):
         if need_bias:
             assert bias is not None
             shape = logical_shape(bias, b_dim)
-            last = bias.numel() // (1 if b_dim is None else size)
+            last = math.prod(shape)
             rows = grad.shape[1:].numel() // max(last, 1)
             db = grad.reshape(size, rows, last).sum(1).reshape(size, *shape)
         grads = dx, dW, db
         return grads, tuple(None if grad is None else 0 for grad in grads)
+
+
+def _bias_as_it_was(ctx: Any, input: Tensor) -> Tensor | None:
+    """What the backward op reads the shape of, of a bias that may be another by now.
+
+    `module.double()` and `bias.data = ...` between the two passes change the very tensor.
+    """
+    bias: Tensor | None = ctx.bias
+    if bias is None or (
+        bias.shape == ctx.bias_shape and bias.dtype == input.dtype and bias.device == input.device
+    ):
+        return bias
+    return input.new_empty(()).expand(ctx.bias_shape)
 
 
 def _forward_and_save(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -225,7 +240,8 @@ def _forward_and_save(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | No
         ctx.save_for_backward(
             input if need_weight else unread(input), weight if need_input else unread(weight)
         )
-        ctx.bias = bias  # not saved: its values are not read, and may change
+        # Not saved: its values are not read, and may change.
+        ctx.bias, ctx.bias_shape = bias, None if bias is None else bias.shape
     return _forward(input, weight, bias)  # type: ignore[no-any-return]
 
 
@@ -242,10 +258,10 @@ def apply_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     ):
         input, weight = unwrap(input), unwrap(weight)
         bias = None if bias is None else unwrap(bias)
-        z: Tensor = _apply(input, weight, bias)
-        if is_batched(z):
+        batched = forward_ad._current_level >= 0 and any_batched((input, weight, bias))
+        if batched or is_batched(z := _apply(input, weight, bias)):
             return legacy_vmap(Linear.vmap, input, weight, bias)  # type: ignore[no-any-return]
-        return z
+        return z  # type: ignore[no-any-return]
     return _forward(input, weight, bias)  # type: ignore[no-any-return]
 
 
@@ -282,7 +298,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         >>> matcalc_ext.linear(torch.tensor([[1.0, 2.0]]), weight, torch.tensor([0.1, -0.1]))
         tensor([[ 3.6000, -2.6000]])
     """
-    if compiling() or tracing():
+    if traced():
         return torch.ops.matcalc_ext.linear(input, weight, bias)  # type: ignore[no-any-return]
     try:
         if autocast_active():

@@ -16,7 +16,6 @@ from ._function import (
     autocast,
     autocast_active,
     by_formulas,
-    compiling,
     fast_apply,
     forward_rule,
     grad_enabled,
@@ -24,12 +23,12 @@ from ._function import (
     needed,
     save,
     tangents,
-    tracing,
+    traced,
     transforms_active,
     unread,
     unwrap,
 )
-from ._vmap import batch_first, legacy_vmap, logical_shape, sample_shapes
+from ._vmap import any_batched, batch_first, legacy_vmap, logical_shape, sample_shapes
 
 _forward = _ops.entry("matmul")
 _backward = _ops.entry("matmul_backward")
@@ -189,8 +188,10 @@ def apply_matmul(a: Tensor, b: Tensor) -> Tensor:
         return Matmul.apply(a, b)  # type: ignore[no-any-return, no-untyped-call]
     if forward_ad._current_level >= 0 or ((a.requires_grad or b.requires_grad) and grad_enabled()):
         a, b = unwrap(a), unwrap(b)
-        y: Tensor = _apply(a, b)
-        return legacy_vmap(Matmul.vmap, a, b) if is_batched(y) else y
+        batched = forward_ad._current_level >= 0 and any_batched((a, b))
+        if batched or is_batched(y := _apply(a, b)):
+            return legacy_vmap(Matmul.vmap, a, b)  # type: ignore[no-any-return]
+        return y  # type: ignore[no-any-return]
     return _forward(a, b)  # type: ignore[no-any-return]
 
 
@@ -229,7 +230,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
         >>> matcalc_ext.matmul(a, torch.tensor([0.5, 1.0]))
         tensor([2.5000, 5.5000, 8.5000])
     """
-    if compiling() or tracing():
+    if traced():
         return torch.ops.matcalc_ext.matmul(a, b)  # type: ignore[no-any-return]
     try:
         if autocast_active():

@@ -17,7 +17,7 @@ from ._function import (
     autocast,
     autocast_active,
     by_formulas,
-    compiling,
+    contiguous_copy,
     fast_apply,
     forward_rule,
     grad_enabled,
@@ -25,12 +25,12 @@ from ._function import (
     needed,
     save,
     tangents,
-    tracing,
+    traced,
     transforms_active,
     unread,
     unwrap,
 )
-from ._vmap import batch_first, legacy_vmap, logical_shape, sample_shapes
+from ._vmap import any_batched, batch_first, legacy_vmap, logical_shape, sample_shapes
 from .bilinear import apply_bilinear, apply_bilinear_backward
 
 _forward = _ops.entry("nn_bilinear")
@@ -128,7 +128,7 @@ def _differential(
     if dW is not None:
         out, db = add(out, apply_nn_bilinear(x1, x2, dW, db)), None
     if db is not None:
-        out = db.expand(*x1.shape[:-1], weight.shape[0])
+        out = contiguous_copy(db.expand(*x1.shape[:-1], weight.shape[0]))
     return out
 
 
@@ -282,10 +282,10 @@ def apply_nn_bilinear(
     ):
         input1, input2, weight = unwrap(input1), unwrap(input2), unwrap(weight)
         bias = None if bias is None else unwrap(bias)
-        z: Tensor = _apply(input1, input2, weight, bias)
-        if is_batched(z):
+        batched = forward_ad._current_level >= 0 and any_batched((input1, input2, weight, bias))
+        if batched or is_batched(z := _apply(input1, input2, weight, bias)):
             return legacy_vmap(NnBilinear.vmap, input1, input2, weight, bias)  # type: ignore[no-any-return]
-        return z
+        return z  # type: ignore[no-any-return]
     return _forward(input1, input2, weight, bias)  # type: ignore[no-any-return]
 
 
@@ -328,7 +328,7 @@ def nn_bilinear(
         >>> matcalc_ext.nn_bilinear(x1, x2, weight)
         tensor([11., -2.])
     """
-    if compiling() or tracing():
+    if traced():
         return torch.ops.matcalc_ext.nn_bilinear(input1, input2, weight, bias)  # type: ignore[no-any-return]
     try:
         if autocast_active():

@@ -15,9 +15,8 @@ from ._function import (
     add,
     autocast,
     autocast_active,
+    backward_traced,
     by_formulas,
-    compiling,
-    dynamo_tracing,
     fast_apply,
     forward_rule,
     grad_enabled,
@@ -25,13 +24,13 @@ from ._function import (
     needed,
     save,
     tangents,
-    tracing,
+    traced,
     transforms_active,
     unread,
     unwrap,
     worth_keeping,
 )
-from ._vmap import batch_first, legacy_vmap, logical_shape, sample_shapes
+from ._vmap import any_batched, batch_first, legacy_vmap, logical_shape, sample_shapes
 from .bilinear import apply_bilinear_backward
 from .matmul import apply_matmul
 
@@ -209,7 +208,7 @@ def _outer(g: Tensor, x: Tensor, p: Tensor, A: Tensor) -> Tensor | None:
     one = apply_bilinear_backward(g, x, A, p, False, True, False)[1]
     assert one is not None
     # Tracing works on subclasses of Tensor; its graphs must not depend on how large sizes are.
-    plain = type(one) is Tensor and not dynamo_tracing() and not is_batched(one)
+    plain = type(one) is Tensor and not backward_traced() and not is_batched(one)
     if plain and A.dim() == 2 and x.numel() >= _MANY_ITEMS * A.shape[0]:
         return one.mT.contiguous() + one
     two = apply_bilinear_backward(g, p, A, x, False, True, False)[1]
@@ -247,10 +246,10 @@ def apply_quadratic(x: Tensor, A: Tensor, symmetric: bool = False) -> Tensor:
         return Quadratic.apply(x, A, symmetric)  # type: ignore[no-any-return, no-untyped-call]
     if forward_ad._current_level >= 0 or ((x.requires_grad or A.requires_grad) and grad_enabled()):
         x, A = unwrap(x), unwrap(A)
-        alpha: Tensor = _apply(x, A, symmetric)
-        if is_batched(alpha):
+        batched = forward_ad._current_level >= 0 and any_batched((x, A))
+        if batched or is_batched(alpha := _apply(x, A, symmetric)):
             return legacy_vmap(Quadratic.vmap, x, A, symmetric)  # type: ignore[no-any-return]
-        return alpha
+        return alpha  # type: ignore[no-any-return]
     return _value(x, A, symmetric)
 
 
@@ -290,7 +289,7 @@ def quadratic(x: Tensor, A: Tensor, *, symmetric: bool = False) -> Tensor:
         >>> matcalc_ext.quadratic(torch.tensor([0.5, 1.0]), A)
         tensor(6.7500)
     """
-    if compiling() or tracing():
+    if traced():
         return torch.ops.matcalc_ext.quadratic(x, A, symmetric=symmetric)  # type: ignore[no-any-return]
     _ops.check_bool("quadratic", "symmetric", symmetric)
     try:
